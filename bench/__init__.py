@@ -1,0 +1,1 @@
+"""A benchmark harness for self-supervised visual representation learning."""

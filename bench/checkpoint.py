@@ -1,0 +1,90 @@
+"""Checkpoints of a running cell: tensors and JSON in one safetensors file, no pickles."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.optim import Optimizer
+
+from bench.files import write_bytes
+
+KEPT = 2  # the newest, and one more should that be damaged
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything a run needs to go on: tensors by name, and what is not a tensor as JSON."""
+
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Any = None) -> None:
+    """Write tensors, and JSON beside them, as one file that is whole once it is there."""
+    plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    metadata = {"meta": json.dumps(meta)} if meta is not None else None
+    write_bytes(path, save(plain, metadata))
+
+
+def load_tensors(path: Path) -> Checkpoint:
+    """Read what `save_tensors` wrote."""
+    with safe_open(path, "pt") as file:
+        meta = json.loads((file.metadata() or {}).get("meta", "{}"))
+        return Checkpoint({name: file.get_tensor(name) for name in file.keys()}, meta)
+
+
+class Checkpoints:
+    """The checkpoints of one cell, in one folder.
+
+    Args:
+        folder: where they lie.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Keep the state before `step`, and drop all but the newest `KEPT`."""
+        save_tensors(self.folder / f"checkpoint-{step:09d}.safetensors", tensors, dict(meta))
+        for old in self._files()[:-KEPT]:
+            old.unlink(missing_ok=True)
+
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint that can be read, or None."""
+        for path in reversed(self._files()):
+            try:
+                return load_tensors(path)
+            except (OSError, ValueError, SafetensorError):
+                continue
+        return None
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("checkpoint-*.safetensors"))
+
+
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """An optimiser's state as named tensors."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"optimizer.{index}.{name}": value
+        for index, values in state.items()
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave, each in its parameter's memory format."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for name, value in tensors.items():
+        prefix, index, key = name.split(".", 2)
+        if prefix == "optimizer":
+            p = parameters[int(index)]
+            laid_out = torch.empty_like(p).copy_(value) if value.shape == p.shape else value.clone()
+            optimizer.state[p][key] = laid_out

@@ -1,0 +1,167 @@
+"""The command line: `python -m bench COMMAND`, in a folder that holds a params.yaml."""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.errors import BenchError
+
+REPORTS = Path("reports")
+PARTIAL = Path("reports-partial")
+MANIFESTS = Path("data/manifests")
+
+
+@contextmanager
+def reporting_errors() -> Iterator[None]:
+    """Print an error that is for the reader, and exit with 1; others keep their traceback."""
+    try:
+        yield
+    except BenchError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command."""
+    options = _parser().parse_args(arguments)
+    with reporting_errors():
+        options.run(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: object, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run=run)
+        return command
+
+    add("repro", _repro, "compute what is missing, run the pipeline, compare with the committed reports")
+    submit = add("submit", _submit, "compute every missing cell of the whole plan, side by side")
+    submit.add_argument("--cluster", choices=("local", "debug"), help="instead of params.yaml's")
+    submit.add_argument("--workers", type=_positive, help="cells side by side (default: the cores)")
+    cells = add("cells", _cells, "list the plan's cells and which of them are computed")
+    cells.add_argument("--missing", action="store_true", help="only those that are not")
+    report = add("report", _report, "render reports from the records of the pipeline")
+    report.add_argument(
+        "--partial", action="store_true", help=f"render what is there into {PARTIAL}/"
+    )
+    render = add("render", _render, "render the committed records again")
+    render.add_argument("--to", type=Path, default=REPORTS, help="where (default: reports/)")
+    probe = add("probe", _probe, "compare this machine's numerics with the committed ones")
+    probe.add_argument("--json", action="store_true", help="print the hashes instead")
+    add("compare", _compare, "compare the new reports with the committed ones")
+    add("schema", _schema, "print the JSON schema of params.yaml")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"wants 1 or more, not {value}")
+    return value
+
+
+def _repro(options: argparse.Namespace) -> None:
+    """Everything, in child processes: each sets its pins before it imports torch."""
+    from bench import params
+
+    def run(*command: str) -> int:
+        print("$ " + " ".join(command), file=sys.stderr, flush=True)
+        return subprocess.run([sys.executable, "-m", *command]).returncode
+
+    params.load(Path("params.yaml"))  # whatever is wrong with it is said before any work starts
+    run("bench", "probe")
+    failed = run("bench", "submit")
+    failed |= run("dvc", "repro", "--keep-going")
+    if failed:
+        run("bench", "report", "--partial")
+        sys.exit(f"some cells failed (named above); what is there is in {PARTIAL}/")
+    sys.exit(run("bench", "compare"))
+
+
+def _submit(options: argparse.Namespace) -> None:
+    from bench import params, plan
+    from bench.launch import ensure
+    from bench.store import Store
+
+    settings = params.load(Path("params.yaml"))
+    changes = {"name": options.cluster, "workers": options.workers}
+    cluster = settings.cluster.model_copy(update={k: v for k, v in changes.items() if v})
+    made = plan.make_plan(settings, plan.prepare_all(settings, MANIFESTS))
+    store, cells = Store(), made.cells()
+    missing = sum(not store.has(cell.key) for cell in cells)
+    print(f"{len(cells)} cells, {missing} to compute", file=sys.stderr)
+    ensure(cells, [], cluster, store)
+
+
+def _cells(options: argparse.Namespace) -> None:
+    from bench import params, plan
+    from bench.store import Store
+
+    settings = params.load(Path("params.yaml"))
+    store = Store()
+    for cell in plan.make_plan(settings, plan.prepare_all(settings, MANIFESTS)).cells():
+        state = "done" if store.has(cell.key) else "failed" if store.failure(cell.key) else "missing"
+        if state != "done" or not options.missing:
+            print(f"{cell.key}  {state:8}{cell.stage:10}{cell.label}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from bench.report import gather, render
+
+    render(gather(Path(), partial=options.partial), PARTIAL if options.partial else REPORTS)
+
+
+def _render(options: argparse.Namespace) -> None:
+    from bench.files import read_json
+    from bench.report import CELLS, ReportError, render
+
+    if not (REPORTS / CELLS).is_file():
+        raise ReportError(f"no {REPORTS / CELLS}; `make repro` makes it")
+    render(read_json(REPORTS / CELLS), options.to)
+
+
+def _probe(options: argparse.Namespace) -> None:
+    from bench.compare import committed_probe, first_difference
+
+    ours, theirs = _machine_probe(), committed_probe(REPORTS)
+    if options.json:
+        print(json.dumps(ours, indent=1))
+    elif theirs is None:
+        print("no committed numerics probe to compare with")
+    elif (part := first_difference(ours, theirs)) is None:
+        print("numerics probe: equal to the committed one, so results must be byte-identical")
+    else:
+        print(f"numerics probe: differs from the committed one, first in '{part}'; results will be")
+        print("compared with the committed ones within their intervals")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from bench.compare import compare
+
+    print(compare(REPORTS, _machine_probe()))
+
+
+def _machine_probe() -> dict[str, str]:
+    from bench import params
+    from bench.numerics import pin
+
+    defaults = params.load(Path("params.yaml")).defaults
+    pin(defaults.numerics, defaults.threads)
+    from bench.probe import cached_probe
+    from bench.store import Store
+
+    return cached_probe(Store().root)
+
+
+def _schema(options: argparse.Namespace) -> None:
+    from bench.params import json_schema
+
+    print(json.dumps(json_schema(), indent=1, sort_keys=True))

@@ -1,0 +1,19 @@
+"""What an encoder is."""
+
+from abc import ABC, abstractmethod
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Encoder(nn.Module, ABC):
+    """An encoder f: images to representations h.
+
+    Subclasses take `channels` and keyword-only options without defaults, and set `dim`.
+    """
+
+    dim: int
+
+    @abstractmethod
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+        """Images to representations h (n, dim)."""

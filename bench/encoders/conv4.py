@@ -1,0 +1,45 @@
+"""Four 3x3 convolutions: the small encoder of few-shot learning (Vinyals et al., 1606.04080, sec. 4).
+
+Here the widths double (w, 2w, 4w, 8w), blocks two to four halve the image by stride, and the last map
+is averaged to 2x2, so that dim = 32 w at any image size.
+"""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bench.encoders.base import Encoder
+from bench.options import PositiveInt
+
+STRIDE = 2
+POOLED = 2
+
+
+class Conv4(Encoder):
+    """Four blocks of convolution, batch normalisation and ReLU, then adaptive 2x2 average pooling.
+
+    Args:
+        channels: channels of the images.
+        width: w, the channels of the first block; the others have 2w, 4w and 8w.
+        stem_stride: stride of the first block.
+    """
+
+    def __init__(self, channels: int, *, width: PositiveInt, stem_stride: PositiveInt):
+        super().__init__()
+        widths = [channels, width, 2 * width, 4 * width, 8 * width]
+        strides = [stem_stride, STRIDE, STRIDE, 1]
+        self.blocks = nn.Sequential(
+            *(_block(*pair, stride) for pair, stride in zip(zip(widths, widths[1:], strict=False), strides, strict=True))
+        )
+        self.pool = nn.AdaptiveAvgPool2d(POOLED)
+        self.dim = widths[-1] * POOLED**2
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+        return self.pool(self.blocks(x)).flatten(1)  # (n, dim)
+
+
+def _block(channels: int, width: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+    )

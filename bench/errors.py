@@ -1,0 +1,5 @@
+"""The root of the errors that are for the reader: what was given, what is allowed, how to mend it."""
+
+
+class BenchError(Exception):
+    """An error that the command line prints without a traceback."""

@@ -1,0 +1,96 @@
+"""Weighted k-nearest-neighbour vote: Wu et al. (InstDisc), 1805.01978, section 3.4.
+
+The bank is the clean training set, validation part included, embedded anew by the final encoder. Class
+c scores the sum of exp(s_i / temperature) over those of the k most similar rows that carry it.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bench.evaluators.base import EvaluationData, Result
+from bench.features import Trained
+from bench.options import Counts, Positive
+
+CHUNK = 512  # queries at a time, so that the similarities of large sets are never all in memory
+DIGITS = 12  # similarities that agree to so many decimals are ties, whatever order they were summed in
+
+
+def evaluate(
+    trained: Trained, data: EvaluationData, *, seed: int, k: Counts, temperature: Positive
+) -> Result:
+    """Top-1 of the vote on representations h, for each k (a fraction, not per cent).
+
+    Raises:
+        ValueError: a k above the number of rows in the bank.
+    """
+    bank = torch.cat([trained.features(part.images) for part in (data.train, data.validation)])
+    labels = torch.cat([data.train.labels, data.validation.labels])
+    queries = trained.features(data.query.images)
+    metrics, arrays = {}, {}
+    for each in k:
+        predicted = knn_predict(bank, labels, queries, each, temperature, data.classes)
+        correct = (predicted == data.query.labels).sum().item()
+        metrics[f"top1_k{each}"] = correct / len(predicted)
+        arrays[f"predicted_k{each}"] = predicted.cpu().numpy()
+    return Result(metrics, arrays)
+
+
+def knn_predict(
+    bank: Float[Tensor, "n d"],
+    bank_labels: Int[Tensor, " n"],
+    queries: Float[Tensor, "q d"],
+    k: int,
+    temperature: float,
+    classes: int,
+) -> Int[Tensor, " q"]:
+    """The weighted vote of the k most similar rows.
+
+    Args:
+        bank: (n, d), normalised here.
+        bank_labels: (n,) classes of its rows.
+        queries: (q, d), normalised here.
+        k: how many rows vote; of equally similar rows the lower one does.
+        temperature: of the weights exp(similarity / temperature).
+        classes: how many there are.
+
+    Returns:
+        (q,) labels; of classes with equal scores the lower one.
+
+    Raises:
+        ValueError: k is not in 1..n, the temperature not positive, or a label out of range.
+    """
+    if not 1 <= k <= len(bank):
+        raise ValueError(f"k wants 1 to the bank's {len(bank)} rows, not {k}")
+    if temperature <= 0:
+        raise ValueError(f"temperature wants a positive number, not {temperature}")
+    if not 0 <= int(bank_labels.min()) <= int(bank_labels.max()) < classes:
+        raise ValueError(f"labels want 0 to {classes - 1}")
+    rows = F.normalize(bank.double(), dim=1)
+    chunks = F.normalize(queries.double(), dim=1).split(CHUNK)
+    return torch.cat([_vote(c @ rows.mT, bank_labels, k, temperature, classes) for c in chunks])
+
+
+def _vote(
+    similarity: Float[Tensor, "q n"], labels: Int[Tensor, " n"], k: int, temperature: float, classes: int
+) -> Int[Tensor, " q"]:
+    similarity = similarity.round(decimals=DIGITS)
+    chosen = _nearest(similarity, k)  # (q, k), ascending rows
+    s = similarity.gather(1, chosen)
+    weights = ((s - s.max(1, keepdim=True).values) / temperature).exp()  # (q, k), the largest is 1
+    votes = weights.new_zeros(len(s), classes)
+    votes.scatter_add_(1, labels[chosen], weights)
+    votes = votes.round(decimals=DIGITS)
+    best = votes == votes.max(1, keepdim=True).values
+    numbers = torch.arange(classes, device=votes.device)
+    return torch.where(best, numbers, classes).min(1).values
+
+
+def _nearest(similarity: Float[Tensor, "q n"], k: int) -> Int[Tensor, "q k"]:
+    """The k most similar rows of each query, the lower ones where some are equal, in ascending order."""
+    last = similarity.topk(k, dim=1).values[:, -1:]  # (q, 1)
+    above, equal = similarity > last, similarity == last
+    wanted = k - above.sum(1, keepdim=True)
+    chosen = above | (equal & (equal.cumsum(1) <= wanted))
+    return chosen.nonzero()[:, 1].view(len(similarity), k)

@@ -1,0 +1,58 @@
+"""Where things live, and writing so that a file that exists is complete."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from bench.registry import ROOT
+
+
+def checkout() -> Path:
+    """The checkout whose store and data root this code shares.
+
+    A git worktree shares those of its main checkout, and a temporary copy made by `dvc exp run
+    --temp` those of the project it was made from.
+    """
+    for parent in Path.cwd().parents:
+        if parent.name == "exps" and parent.parent.name == "tmp" and parent.parents[1].name == ".dvc":
+            return parent.parents[2]
+    pointer = ROOT / ".git"
+    if pointer.is_file():  # a worktree: "gitdir: <main>/.git/worktrees/<name>"
+        folder = Path(pointer.read_text().partition(":")[2].strip())
+        if folder.parent.name == "worktrees":
+            return folder.parents[2]
+    return ROOT
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write beside, then rename: a reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with beside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` for text in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_bytes` for JSON; keys keep their order, since a record's first metric is its headline."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def sha256(path: Path) -> str:
+    """The checksum of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,18 @@
+"""Projection and prediction heads."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+
+def mlp(widths: Sequence[int]) -> nn.Sequential:
+    """Linear layers of the given widths; batch normalisation and ReLU after all but the last.
+
+    Args:
+        widths: input, hidden and output widths: (d_in, ..., d_out). Biases stand only where no batch
+            normalisation follows.
+    """
+    layers: list[nn.Module] = []
+    for d_in, d_out in zip(widths[:-2], widths[1:-1], strict=True):
+        layers += [nn.Linear(d_in, d_out, bias=False), nn.BatchNorm1d(d_out), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))

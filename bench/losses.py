@@ -1,0 +1,31 @@
+"""Losses that several methods share: pure functions of computed tensors."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def unit(x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+    """Rows of unit length, in at least single precision: half precision loses the loss."""
+    if x.dtype in (torch.float16, torch.bfloat16):
+        x = x.float()
+    return F.normalize(x, dim=-1)
+
+
+def similarities(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+    """Cosines of every row of a with every row of b, never in half precision."""
+    with torch.autocast(a.device.type, enabled=False):
+        return unit(a) @ unit(b).mT  # (n, m)
+
+
+def info_nce(
+    anchors: Float[Tensor, "n d"], candidates: Float[Tensor, "n d"], temperature: float
+) -> Float[Tensor, ""]:
+    """InfoNCE (van den Oord et al., 1807.03748, eq. 4), one direction, mean over rows.
+
+    Row i's positive is candidate i; the other candidates are its negatives. Both are normalised here.
+    At chance, and at collapse, it is ln n.
+    """
+    logits = similarities(anchors, candidates) / temperature  # (n, n)
+    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))

@@ -1,0 +1,26 @@
+"""Types for the options of methods, encoders and evaluators, with their bounds.
+
+A constructor writes them as annotations (`temperature: Positive`); the plan reads those from the
+source, without importing torch, and refuses a value outside them before any work starts.
+"""
+
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Interval, MinLen
+
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+PositiveInt = Annotated[int, Gt(0)]
+NonNegativeInt = Annotated[int, Ge(0)]
+Counts = Annotated[list[PositiveInt], MinLen(1)]
+
+__all__ = [
+    "Counts",
+    "Fraction",
+    "Literal",
+    "NonNegative",
+    "NonNegativeInt",
+    "Positive",
+    "PositiveInt",
+]

@@ -1,0 +1,214 @@
+"""The trainer: one pretraining cell from its config, resumable at any step with the same bits."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bench.augment import make_views
+from bench.checkpoint import Checkpoint, Checkpoints, optimizer_tensors, restore_optimizer, save_tensors
+from bench.data.source import DataError, ImageSet
+from bench.data.splits import split
+from bench.errors import BenchError
+from bench.features import build_encoder, extract
+from bench.methods import METHODS
+from bench.methods.base import Batch, DataInfo, Method, Progress
+from bench.optim import build, learning_rate, set_learning_rate
+from bench.random import Address, derive, permutation
+
+SHARD = 0  # the only one until distributed training is built
+Report = Callable[[int, int], None]
+
+
+class TrainingError(BenchError, RuntimeError):
+    """Training that cannot go on; says at which step and learning rate."""
+
+
+def build_method(config: Mapping[str, Any], data: DataInfo) -> Method:
+    """The method of a cell, before any training.
+
+    The encoder is built first, under its own address: at one seed every method starts from the same.
+    """
+    seed = config["seed"]
+    encoder = build_encoder(config["encoder"], data.channels, seed)
+    torch.manual_seed(derive(seed, "method"))
+    chosen = config["method"]
+    method: Method = METHODS[chosen["name"]](encoder, data, seed=seed, **chosen["options"])
+    return method.to(config["device"], memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+class Trainer:
+    """Trains one cell.
+
+    Args:
+        config: the cell's config, as the plan writes it.
+        images: the image set.
+        checkpoints: where the run's state is kept, and resumed from.
+        checkpoint_seconds: how often; 0 is after every step.
+        report: called with (steps done, steps) as training goes on.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        images: ImageSet,
+        checkpoints: Checkpoints,
+        *,
+        checkpoint_seconds: float = 60.0,
+        report: Report = lambda step, steps: None,
+    ):
+        self.config, self.checkpoints, self.report = config, checkpoints, report
+        self.training = config["training"] or {}
+        self.checkpoint_seconds = checkpoint_seconds
+        data = config["data"]
+        self.ids = split(images, validation=data["validation"], fraction=data["fraction"]).train
+        self.images = torch.from_numpy(images.images[self.ids])
+        self.labels = torch.from_numpy(images.labels[self.ids])
+        self.info = DataInfo(
+            len(self.ids), images.classes, images.images.shape[3], images.images.shape[1]
+        )
+        self.method = build_method(config, self.info)
+        self.history: list[dict[str, float]] = []
+        self.sums: dict[str, float] = {}
+        self.step = 0
+
+    def run(self) -> None:
+        """Train to the end, from the newest checkpoint where there is one.
+
+        Raises:
+            TrainingError: the loss is not finite.
+            DataError: fewer images than a batch.
+        """
+        if not self.method.trains:
+            return
+        self._prepare()
+        saved = self.checkpoints.newest()
+        if saved is not None:
+            self._restore(saved)
+        self._last_saved = time.monotonic()
+        while self.step < self.steps:
+            self._run_epoch(*divmod(self.step, self.per_epoch))
+
+    def _prepare(self) -> None:
+        batch, rows, keep = self.training["batch"], self.info.rows, self.training["last_batch"] == "keep"
+        if rows < batch and not keep:
+            raise DataError(f"batch: {batch} is more than the {rows} training images; lower it")
+        # a last batch of one row has no batch statistics, so it is left out even where short ones stay
+        self.per_epoch = rows // batch + (keep and rows % batch > 1)
+        self.steps = self.per_epoch * self.training["epochs"]
+        self.optimizer = build(self.method, self.method.parameter_groups(), self.training["optimizer"])
+
+    def _run_epoch(self, epoch: int, done: int) -> None:
+        if done == 0:
+            self.method.before_epoch(epoch, lambda module: extract(module, self.images))
+            self.sums = {}
+        self.method.train()
+        rows = self._order(epoch)
+        seen = _occurrences(rows)
+        size = self.training["batch"]
+        for position in range(done, self.per_epoch):
+            chosen = slice(position * size, (position + 1) * size)
+            self._run_step(self._batch(rows[chosen], seen[chosen], epoch))
+            if position + 1 == self.per_epoch:
+                self._close_epoch(epoch)
+            self._maybe_save()
+            self.report(self.step, self.steps)
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        own = self.method.order(epoch)
+        if own is not None:
+            return own.cpu().numpy()
+        return permutation(self.config["seed"], "order", self.ids, epoch)
+
+    def _batch(self, rows: NDArray[np.int64], seen: NDArray[np.int64], epoch: int) -> Batch:
+        device = self.config["device"]
+        address = Address(self.config["seed"], "views", self.ids[rows], epoch, seen)
+        index = torch.from_numpy(rows)
+        views = make_views(self.training["recipe"], self.images[index].to(device), address)
+        return Batch(
+            views=views,
+            index=index.to(device),
+            labels=self.labels[index].to(device),
+            occurrence=torch.from_numpy(seen).to(device),
+            epoch=epoch,
+            step=self.step,
+        )
+
+    def _run_step(self, batch: Batch) -> None:
+        rate = learning_rate(
+            self.step,
+            base=self.training["optimizer"]["lr"],
+            steps=self.steps,
+            warmup=self.training["schedule"]["warmup"] * self.per_epoch,
+            decay=self.training["schedule"]["decay"],
+        )
+        set_learning_rate(self.optimizer, rate)
+        torch.manual_seed(derive(self.config["seed"], "torch", self.step, SHARD))
+        half = self.training["precision"] == "bf16"
+        with torch.autocast(torch.device(self.config["device"]).type, torch.bfloat16, enabled=half):
+            e = self.method.embed(batch)
+        loss, logs = self.method.loss(e, batch)
+        value = float(loss)
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the loss is {value} at step {self.step} of {self.steps} (epoch {batch.epoch}), "
+                f"learning rate {rate:g}; lower training's lr or lengthen its warmup"
+            )
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        detached = {name: tensor.detach() for name, tensor in e.items()}
+        self.method.after_step(detached, batch, Progress(self.step, self.steps, batch.epoch))
+        for name, number in {"loss": value, "lr": rate, **logs}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + number
+        self.step += 1
+
+    def _close_epoch(self, epoch: int) -> None:
+        means = {name: total / self.per_epoch for name, total in self.sums.items()}
+        self.history.append({"epoch": epoch + 1, "step": self.step, **means})
+        if epoch + 1 in self.training["snapshots"]:
+            save_tensors(self.snapshot_path(epoch + 1), self.method.state_dict())
+
+    def snapshot_path(self, epoch: int) -> Any:
+        """Where the method's state after an epoch is kept."""
+        return self.checkpoints.folder / f"snapshot-{epoch:05d}.safetensors"
+
+    def _maybe_save(self) -> None:
+        due = time.monotonic() - self._last_saved >= self.checkpoint_seconds
+        if due and self.step < self.steps:
+            method = {f"method.{name}": t for name, t in self.method.state_dict().items()}
+            meta = {"step": self.step, "history": self.history, "sums": self.sums}
+            self.checkpoints.save(self.step, method | optimizer_tensors(self.optimizer), meta)
+            self._last_saved = time.monotonic()
+
+    def _restore(self, saved: Checkpoint) -> None:
+        method = {k.removeprefix("method."): t for k, t in saved.tensors.items() if k.startswith("method.")}
+        self.method.load_state_dict(method)
+        restore_optimizer(self.optimizer, saved.tensors)
+        self.step, self.history = saved.meta["step"], saved.meta["history"]
+        self.sums = saved.meta["sums"]
+
+
+def trained_encoder(config: Mapping[str, Any], channels: int, state: Mapping[str, Tensor]) -> Any:
+    """The encoder of a finished cell, from its published state."""
+    encoder = build_encoder(config["encoder"], channels, config["seed"])
+    encoder.load_state_dict(
+        {k.removeprefix("encoder."): t for k, t in state.items() if k.startswith("encoder.")}
+    )
+    return encoder.to(config["device"], memory_format=torch.channels_last)
+
+
+def _occurrences(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How often each row came before in the order."""
+    order = np.argsort(rows, kind="stable")
+    ranked = rows[order]
+    starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
+    counts = np.diff(np.r_[starts, len(ranked)])
+    seen = np.empty_like(rows)
+    seen[order] = np.arange(len(rows)) - np.repeat(starts, counts)
+    return seen

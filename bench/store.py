@@ -1,0 +1,128 @@
+"""The store of computed cells: a cell appears whole, by one rename, and is never computed again.
+
+`cells/<key>/` holds a finished cell with a checksum for each file; `running/<key>/` what an unfinished
+one needs to go on; `failed/<key>.json` why one could not be computed; `locks/` who is at work.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from bench.errors import BenchError
+from bench.files import checkout, read_json, sha256, write_json
+
+CELL = "cell.json"
+ENVIRONMENT = "environment.json"
+
+
+class StoreError(BenchError, RuntimeError):
+    """A store that cannot be used; says where it is and how to put it elsewhere."""
+
+
+class Store:
+    """The store in a folder; by default BENCH_STORE, else work/ of the checkout."""
+
+    def __init__(self, root: Path | None = None):
+        self.root = (root or Path(os.environ.get("BENCH_STORE") or checkout() / "work")).resolve()
+
+    def check(self) -> None:
+        """Raise StoreError where the folder cannot be written."""
+        probe = self.root / f".write-{os.getpid()}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise StoreError(
+                f"the store {self.root} cannot be written ({error.strerror}); "
+                "set BENCH_STORE to a folder that can"
+            ) from None
+
+    def path(self, key: str) -> Path:
+        """The folder of a finished cell."""
+        return self.root / "cells" / key
+
+    def running(self, key: str) -> Path:
+        """The folder of an unfinished cell, made if need be."""
+        folder = self.root / "running" / key
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def has(self, key: str) -> bool:
+        """Whether a cell is finished."""
+        return (self.path(key) / CELL).is_file()
+
+    def damaged(self, key: str) -> list[str]:
+        """Files of a finished cell that are missing or whose checksum is another."""
+        files = read_json(self.path(key) / CELL)["files"]
+        return [
+            name
+            for name, checksum in files.items()
+            if not (self.path(key) / name).is_file() or sha256(self.path(key) / name) != checksum
+        ]
+
+    def set_aside(self, key: str) -> Path:
+        """Move a damaged cell out of the way, so that it is computed again."""
+        target = self.root / "damaged" / f"{key}-{os.getpid()}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.path(key).rename(target)
+        return target
+
+    @contextmanager
+    def lock(self, key: str, *, wait: bool) -> Iterator[bool]:
+        """Hold a cell; gives False at once where another process holds it and `wait` is False."""
+        (self.root / "locks").mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.root / "locks" / f"{key}.lock")
+        try:
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def publish(
+        self, key: str, config: Mapping[str, Any], folder: Path, environment: Mapping[str, Any]
+    ) -> None:
+        """Make a finished cell of a folder's files, by one rename, and drop what it needed to run.
+
+        A rename that finds the cell there is success: it is the same cell.
+        """
+        files = {f.name: sha256(f) for f in sorted(folder.iterdir())}
+        write_json(folder / ENVIRONMENT, environment)
+        write_json(folder / CELL, {"key": key, "config": config, "files": files})
+        target = self.path(key)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.rename(target)
+        except OSError:
+            if not self.has(key):
+                raise
+        shutil.rmtree(self.root / "running" / key, ignore_errors=True)
+        self.clear_failure(key)
+
+    def copy_out(self, key: str, target: Path) -> None:
+        """A finished cell's files, without its environment, in another folder."""
+        target.mkdir(parents=True, exist_ok=True)
+        for name in [*read_json(self.path(key) / CELL)["files"], CELL]:
+            shutil.copyfile(self.path(key) / name, target / name)
+
+    def fail(self, key: str, failure: Mapping[str, Any]) -> None:
+        """Note why a cell could not be computed."""
+        write_json(self.root / "failed" / f"{key}.json", failure)
+
+    def failure(self, key: str) -> dict[str, Any] | None:
+        """Why a cell could not be computed the last time, or None."""
+        path = self.root / "failed" / f"{key}.json"
+        return read_json(path) if path.is_file() else None
+
+    def clear_failure(self, key: str) -> None:
+        """Forget a failure."""
+        (self.root / "failed" / f"{key}.json").unlink(missing_ok=True)

@@ -1,0 +1,21 @@
+"""Make one data set ready: `python stages/prepare.py NAME`. Writes data/manifests/NAME.json."""
+
+import sys
+from pathlib import Path
+
+import _checkout  # noqa: F401
+
+from bench import params
+from bench.cli import reporting_errors
+from bench.data.prepared import prepare
+
+
+def main(name: str) -> None:
+    """Prepare the data set of that name."""
+    dataset = params.load(Path("params.yaml")).datasets[name]
+    prepare(name, dataset.reader, dataset.options, Path("data/manifests"))
+
+
+if __name__ == "__main__":
+    with reporting_errors():
+        main(*sys.argv[1:])

@@ -1,0 +1,18 @@
+"""Gather the records of a complete plan and render reports/."""
+
+from pathlib import Path
+
+import _checkout  # noqa: F401
+
+from bench.cli import reporting_errors
+from bench.report import gather, render
+
+
+def main() -> None:
+    """Refuse to render what is not whole; then render."""
+    render(gather(Path()), Path("reports"))
+
+
+if __name__ == "__main__":
+    with reporting_errors():
+        main()
