@@ -35,7 +35,7 @@ def make_views(
     Returns:
         One (n, c, size, size) tensor per view, in [0, 1], in channels_last memory.
     """
-    views = []
+    views: list[Tensor] = []
     for view in recipe["views"]:
         for _ in range(view["count"]):
             views.append(_make_view(view, images, address.at_view(len(views))))
@@ -47,9 +47,7 @@ def to_float(images: UInt8[Tensor, "n h w c"]) -> Float[Tensor, "n c h w"]:
     return images.permute(0, 3, 1, 2).float() / 255
 
 
-def _make_view(
-    view: Options, images: UInt8[Tensor, "n h w c"], address: Address
-) -> Float[Tensor, "n c s s"]:
+def _make_view(view: Options, images: UInt8[Tensor, "n h w c"], address: Address) -> Float[Tensor, "n c s s"]:
     x = to_float(images)
     size = view["size"]
     ops = [next(iter(op.items())) for op in view["ops"]]
@@ -62,9 +60,6 @@ def _make_view(
         label = name if seen[name] == 0 else f"{name}{seen[name]}"
         x = OPS[name](x, options, address, label, size)
     return x.contiguous(memory_format=torch.channels_last)
-
-
-
 
 
 def crop_boxes(
@@ -160,9 +155,6 @@ def _whole(n: int, height: int, width: int) -> NDArray[np.int64]:
     return np.tile(np.array([0, 0, height, width]), (n, 1))
 
 
-
-
-
 def luma(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 1 h w"]:
     """Luminance; a one-channel image is its own."""
     if x.shape[1] == 1:
@@ -216,14 +208,12 @@ def hue(x: Float[Tensor, "n c h w"], shift: Tensor) -> Float[Tensor, "n c h w"]:
     return choices.gather(0, picked).transpose(0, 1)
 
 
-
-
 Op = Callable[[Tensor, Options, Address, str, int], Tensor]
 
 
 def _crop(x: Tensor, options: Options, address: Address, label: str, size: int) -> Tensor:
     u = address.uniform(label, 2 * ATTEMPTS + 2)
-    boxes = crop_boxes(u, *x.shape[-2:], options["scale"], options["ratio"])
+    boxes = crop_boxes(u, x.shape[2], x.shape[3], options["scale"], options["ratio"])
     return resized_crop(x, boxes, size)
 
 

@@ -42,16 +42,18 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    add("repro", _repro, "compute what is missing, run the pipeline, compare with the committed reports")
+    add(
+        "repro",
+        _repro,
+        "compute what is missing, run the pipeline, compare with the committed reports",
+    )
     submit = add("submit", _submit, "compute every missing cell of the whole plan, side by side")
     submit.add_argument("--cluster", choices=("local", "debug"), help="instead of params.yaml's")
     submit.add_argument("--workers", type=_positive, help="cells side by side (default: the cores)")
     cells = add("cells", _cells, "list the plan's cells and which of them are computed")
     cells.add_argument("--missing", action="store_true", help="only those that are not")
     report = add("report", _report, "render reports from the records of the pipeline")
-    report.add_argument(
-        "--partial", action="store_true", help=f"render what is there into {PARTIAL}/"
-    )
+    report.add_argument("--partial", action="store_true", help=f"render what is there into {PARTIAL}/")
     render = add("render", _render, "render the committed records again")
     render.add_argument("--to", type=Path, default=REPORTS, help="where (default: reports/)")
     probe = add("probe", _probe, "compare this machine's numerics with the committed ones")

@@ -21,7 +21,9 @@ class ReportsDifferError(BenchError):
 def committed(folder: Path, name: str) -> bytes | None:
     """A file of reports/ as the last commit has it, or None."""
     shown = subprocess.run(
-        ["git", "show", f"HEAD:./{folder.name}/{name}"], cwd=folder.resolve().parent, capture_output=True
+        ["git", "show", f"HEAD:./{folder.name}/{name}"],
+        cwd=folder.resolve().parent,
+        capture_output=True,
     )
     return shown.stdout if shown.returncode == 0 else None
 
@@ -60,8 +62,11 @@ def compare(folder: Path, probe: Mapping[str, str]) -> str:
     part = first_difference(probe, committed_probe(folder) or {})
     if part is not None:
         return "\n".join(
-            [f"the numerics differ from the committed ones, first in '{part}';"]
-            + ["new means against the committed 95 % intervals:", *_within(old, new)]
+            [
+                f"the numerics differ from the committed ones, first in '{part}';",
+                "new means against the committed 95 % intervals:",
+                *_within(old, new),
+            ]
         )
     moved = [k for k in sorted(shared) if _cell(old, k) != _cell(new, k)]
     if moved:

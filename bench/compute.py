@@ -15,8 +15,8 @@ from bench.evaluate import evaluate
 from bench.features import Trained
 from bench.files import write_json, write_text
 from bench.plan import Cell
-from bench.probe import cached_probe
 from bench.pretrain import Trainer, trained_encoder
+from bench.probe import cached_probe
 from bench.progress import Reporter
 from bench.store import CELL, Store
 
@@ -52,9 +52,7 @@ def compute(cell: Cell, store: Store, *, checkpoint_seconds: float) -> None:
     store.publish(cell.key, config, folder, environment)
 
 
-def _pretrain(
-    cell: Cell, store: Store, images: ImageSet, folder: Path, checkpoint_seconds: float
-) -> None:
+def _pretrain(cell: Cell, store: Store, images: ImageSet, folder: Path, checkpoint_seconds: float) -> None:
     running = store.running(cell.key)
     trainer = Trainer(
         cell.config,

@@ -26,9 +26,7 @@ def evaluate(config: Mapping[str, Any], images: ImageSet, trained: Trained) -> R
     return EVALUATORS[protocol["name"]](trained, data, seed=config["seed"], **protocol["options"])
 
 
-def evaluation_data(
-    images: ImageSet, validation: float, query: str, device: str
-) -> EvaluationData:
+def evaluation_data(images: ImageSet, validation: float, query: str, device: str) -> EvaluationData:
     """What a protocol may see.
 
     Args:

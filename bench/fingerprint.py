@@ -8,7 +8,7 @@ written in a form of our own, which does not change between Python versions.
 import ast
 import hashlib
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from bench.registry import ROOT
@@ -46,7 +46,7 @@ def module_hash(name: str, root: Path = ROOT) -> str:
     return _module_hash(_path(name, root))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _module_hash(path: Path) -> str:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return hashlib.sha256(_dump(tree).encode()).hexdigest()
@@ -60,7 +60,7 @@ def _path(name: str, root: Path) -> Path:
     return path
 
 
-@lru_cache(maxsize=None)
+@cache
 def _imports(name: str, root: Path) -> tuple[str, ...]:
     found: set[str] = set()
     if "." in name:

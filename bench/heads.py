@@ -1,6 +1,7 @@
 """Projection and prediction heads."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -13,6 +14,6 @@ def mlp(widths: Sequence[int]) -> nn.Sequential:
             normalisation follows.
     """
     layers: list[nn.Module] = []
-    for d_in, d_out in zip(widths[:-2], widths[1:-1], strict=True):
+    for d_in, d_out in pairwise(widths[:-1]):
         layers += [nn.Linear(d_in, d_out, bias=False), nn.BatchNorm1d(d_out), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))

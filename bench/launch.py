@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -109,9 +108,7 @@ def _settled(cell: Cell, store: Store) -> bool:
 class _Submission:
     """A list of cells written where workers find it, and what workers need to know."""
 
-    def __init__(
-        self, cells: list[Cell], threads: int, device: str, cluster: Cluster, store: Store
-    ):
+    def __init__(self, cells: list[Cell], threads: int, device: str, cluster: Cluster, store: Store):
         self.folder = store.root / "submissions" / f"{time.time_ns():x}"
         self.slots = min(len(cells), cluster.workers or max(1, cores() // threads))
         self.device = device
@@ -166,9 +163,7 @@ def work(listed: Path, root: Path, checkpoint_seconds: float) -> None:
     while waiting:
         waiting = [c for c in waiting if not _settled(c, store)]
         # an evaluation comes first: it is short, and ends what waits for it
-        ready = sorted(
-            (c for c in waiting if _ready(c, store)), key=lambda c: c.stage != "evaluate"
-        )
+        ready = sorted((c for c in waiting if _ready(c, store)), key=lambda c: c.stage != "evaluate")
         taken = any(_take(cell, store, listed.parent, checkpoint_seconds) for cell in ready)
         if waiting and not taken:
             time.sleep(POLL_SECONDS)  # others hold all that is ready

@@ -13,9 +13,7 @@ from bench.methods.base import ParameterGroup
 DIGITS = 12  # of a learning rate: cos differs in its last bits between C libraries
 
 
-def build(
-    module: nn.Module, groups: Iterable[ParameterGroup], options: Mapping[str, Any]
-) -> Optimizer:
+def build(module: nn.Module, groups: Iterable[ParameterGroup], options: Mapping[str, Any]) -> Optimizer:
     """An optimiser over a method's parameter groups.
 
     Args:
@@ -34,9 +32,7 @@ def build(
             ([p for p in chosen if p.ndim <= 1], bare),
         ):
             if members:
-                built.append(
-                    {"params": members, "weight_decay": weight_decay, "lr_factor": group.lr}
-                )
+                built.append({"params": members, "weight_decay": weight_decay, "lr_factor": group.lr})
     return _OPTIMIZERS[options["name"]](built, options)
 
 
@@ -51,9 +47,7 @@ def _adamw(groups: list[dict[str, Any]], options: Mapping[str, Any]) -> Optimize
 _OPTIMIZERS = {"sgd": _sgd, "adamw": _adamw}
 
 
-def learning_rate(
-    step: int, *, base: float, steps: int, warmup: float, decay: str
-) -> float:
+def learning_rate(step: int, *, base: float, steps: int, warmup: float, decay: str) -> float:
     """The learning rate of a step.
 
     Args:

@@ -4,12 +4,12 @@ Every error names the key, the value given, what is allowed and, for a name, its
 """
 
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from annotated_types import Ge, Gt, Interval, Len, MinLen
+from annotated_types import Ge, Interval, Len, MinLen
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from bench.data import READERS
@@ -180,9 +180,7 @@ class Training(Strict):
     @model_validator(mode="after")
     def _portable_is_one_thread(self) -> "Training":
         if self.numerics == "portable" and self.threads != 1:
-            raise ValueError(
-                f"portable numerics need threads: 1, not {self.threads} (or numerics: native)"
-            )
+            raise ValueError(f"portable numerics need threads: 1, not {self.threads} (or numerics: native)")
         return self
 
 
@@ -256,7 +254,7 @@ def check(raw: Any, name: str = "params.yaml") -> Params:
     return params
 
 
-@lru_cache(maxsize=None)
+@cache
 def options_model(component: Component) -> type[BaseModel]:
     """The strict model of a component's options, read from its source."""
     fields: dict[str, Any] = {name: (kind, ...) for name, kind in component.option_types().items()}
@@ -310,9 +308,7 @@ def _training_checks(p: Params) -> Iterator[str]:
             yield f"{where}.snapshots: {late} come after the last epoch, {training.epochs}"
 
 
-def _lines(
-    name: str, error: ValidationError, model: type[BaseModel], where: str = ""
-) -> Iterator[str]:
+def _lines(name: str, error: ValidationError, model: type[BaseModel], where: str = "") -> Iterator[str]:
     for item in error.errors():
         path = [str(part) for part in item["loc"]]
         shown = ".".join([where, *path] if where else path) or "the file"
@@ -361,7 +357,7 @@ def _child(schema: dict[str, Any], node: dict[str, Any], part: Any) -> dict[str,
 class _Loader(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader):  # type: ignore[misc]
     """YAML 1.2's scalars (1e-3 is a number, `on` a string); a key given twice is an error."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -232,7 +232,7 @@ def _cell(
     return Cell(key, stage, name, method, config["seed"], config, dict(manifest), needs)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _versions() -> dict[str, str]:
     """Public parts of the numeric packages' versions: `+cpu` and `+cu130` are left out."""
     return {name: version(name).partition("+")[0] for name in NUMERIC_PACKAGES}

@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bench.augment import make_views
-from bench.checkpoint import Checkpoint, Checkpoints, optimizer_tensors, restore_optimizer, save_tensors
+from bench.checkpoint import (
+    Checkpoint,
+    Checkpoints,
+    optimizer_tensors,
+    restore_optimizer,
+    save_tensors,
+)
 from bench.data.source import DataError, ImageSet
 from bench.data.splits import split
 from bench.errors import BenchError
@@ -69,9 +75,7 @@ class Trainer:
         self.ids = split(images, validation=data["validation"], fraction=data["fraction"]).train
         self.images = torch.from_numpy(images.images[self.ids])
         self.labels = torch.from_numpy(images.labels[self.ids])
-        self.info = DataInfo(
-            len(self.ids), images.classes, images.images.shape[3], images.images.shape[1]
-        )
+        self.info = DataInfo(len(self.ids), images.classes, images.images.shape[3], images.images.shape[1])
         self.method = build_method(config, self.info)
         self.history: list[dict[str, float]] = []
         self.sums: dict[str, float] = {}
@@ -95,7 +99,11 @@ class Trainer:
             self._run_epoch(*divmod(self.step, self.per_epoch))
 
     def _prepare(self) -> None:
-        batch, rows, keep = self.training["batch"], self.info.rows, self.training["last_batch"] == "keep"
+        batch, rows, keep = (
+            self.training["batch"],
+            self.info.rows,
+            self.training["last_batch"] == "keep",
+        )
         if rows < batch and not keep:
             raise DataError(f"batch: {batch} is more than the {rows} training images; lower it")
         # a last batch of one row has no batch statistics, so it is left out even where short ones stay
@@ -200,7 +208,7 @@ def trained_encoder(config: Mapping[str, Any], channels: int, state: Mapping[str
     encoder.load_state_dict(
         {k.removeprefix("encoder."): t for k, t in state.items() if k.startswith("encoder.")}
     )
-    return encoder.to(config["device"], memory_format=torch.channels_last)
+    return encoder.to(config["device"], memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _occurrences(rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ import importlib
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def nearest_hint(name: object, choices: Iterable[object]) -> str:
     return f"{hint}allowed: {', '.join(known) or 'none'}"
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse(path: Path) -> ast.Module:
     """The syntax tree of a source file."""
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
@@ -91,11 +91,10 @@ class Component:
     def constant(self, name: str, default: Any = None) -> Any:
         """A class constant such as `trains = False`, read from the source."""
         for node in self.node.body:
-            target = node.target if isinstance(node, ast.AnnAssign) else None
-            if isinstance(node, ast.Assign):
-                target = node.targets[0]
+            if not isinstance(node, ast.Assign | ast.AnnAssign):
+                continue
+            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
             if isinstance(target, ast.Name) and target.id == name:
-                assert isinstance(node, ast.Assign | ast.AnnAssign)
                 return ast.literal_eval(node.value) if node.value else default
         return default
 
@@ -117,9 +116,7 @@ class Registry(Mapping[str, Any]):
             UnknownNameError: no such id; names the nearest and all of them.
         """
         if name not in self._components:
-            raise UnknownNameError(
-                f"unknown {self.kind} '{name}'; {nearest_hint(name, self._components)}"
-            )
+            raise UnknownNameError(f"unknown {self.kind} '{name}'; {nearest_hint(name, self._components)}")
         return self._components[name]
 
     def __getitem__(self, name: str) -> Any:

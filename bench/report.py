@@ -144,10 +144,10 @@ def _index(gathered: dict[str, Any], table: Any, figure: Any) -> str:
     missing = gathered["missing"]
     warning = ""
     if missing:
-        listed = "\n".join(f"> - {c['key']} {c['method']} {c['stage']}@{c['name']} seed {c['seed']}" for c in missing)
-        warning = (
-            f"> **Not whole: {len(missing)} of {gathered['planned']} cells are missing.**\n{listed}\n\n"
+        listed = "\n".join(
+            f"> - {c['key']} {c['method']} {c['stage']}@{c['name']} seed {c['seed']}" for c in missing
         )
+        warning = f"> **Not whole: {len(missing)} of {gathered['planned']} cells are missing.**\n{listed}\n\n"
     data = gathered["data"]
     return (
         f"# Results on {data['name']}\n\n{warning}"

@@ -1,4 +1,4 @@
-"""Run one protocol on every encoder: `python stages/evaluate.py PROTOCOL`. Computes only what the store lacks."""
+"""Run one protocol on every encoder: `python stages/evaluate.py PROTOCOL`. Computes what the store lacks."""
 
 import sys
 from pathlib import Path

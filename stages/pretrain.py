@@ -1,4 +1,4 @@
-"""Pretrain one method over all seeds: `python stages/pretrain.py METHOD`. Computes only what the store lacks."""
+"""Pretrain one method over all seeds: `python stages/pretrain.py METHOD`. Computes what the store lacks."""
 
 import sys
 from pathlib import Path

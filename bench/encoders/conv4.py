@@ -4,6 +4,8 @@ Here the widths double (w, 2w, 4w, 8w), blocks two to four halve the image by st
 is averaged to 2x2, so that dim = 32 w at any image size.
 """
 
+from itertools import pairwise
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -27,9 +29,8 @@ class Conv4(Encoder):
         super().__init__()
         widths = [channels, width, 2 * width, 4 * width, 8 * width]
         strides = [stem_stride, STRIDE, STRIDE, 1]
-        self.blocks = nn.Sequential(
-            *(_block(*pair, stride) for pair, stride in zip(zip(widths, widths[1:], strict=False), strides, strict=True))
-        )
+        blocks = [_block(*pair, stride) for pair, stride in zip(pairwise(widths), strides, strict=True)]
+        self.blocks = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(POOLED)
         self.dim = widths[-1] * POOLED**2
 

@@ -73,7 +73,11 @@ def knn_predict(
 
 
 def _vote(
-    similarity: Float[Tensor, "q n"], labels: Int[Tensor, " n"], k: int, temperature: float, classes: int
+    similarity: Float[Tensor, "q n"],
+    labels: Int[Tensor, " n"],
+    k: int,
+    temperature: float,
+    classes: int,
 ) -> Int[Tensor, " q"]:
     similarity = similarity.round(decimals=DIGITS)
     chosen = _nearest(similarity, k)  # (q, k), ascending rows

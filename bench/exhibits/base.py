@@ -63,13 +63,18 @@ class Figure:
 
 @contextmanager
 def drawing(name: str) -> Iterator[Any]:
-    """matplotlib's pyplot, set so that equal data give equal bytes in every process."""
+    """Matplotlib's pyplot, set so that equal data give equal bytes in every process."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    style = {"svg.hashsalt": name, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    style: Any = {
+        "svg.hashsalt": name,
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
     with matplotlib.rc_context(style):
         yield plt
         plt.close("all")

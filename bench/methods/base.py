@@ -89,10 +89,10 @@ class Method(nn.Module, ABC):
     def loss(self, e: dict[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """The loss of all gathered rows, and numbers for the history."""
 
-    def after_step(self, e: dict[str, Tensor], batch: Batch, progress: Progress) -> None:  # noqa: B027
+    def after_step(self, e: dict[str, Tensor], batch: Batch, progress: Progress) -> None:
         """Effects that follow the optimiser: momentum, enqueue, bank, prototypes."""
 
-    def before_epoch(self, epoch: int, extract: Extract) -> None:  # noqa: B027
+    def before_epoch(self, epoch: int, extract: Extract) -> None:
         """Effects that precede an epoch; `extract(module)` embeds the clean training images, (N, d)."""
 
     def order(self, epoch: int) -> Tensor | None:

@@ -54,9 +54,7 @@ class SimCLR(Method):
         return nt_xent(e["z1"], e["z2"], self.temperature), {}
 
 
-def nt_xent(
-    z1: Float[Tensor, "n d"], z2: Float[Tensor, "n d"], temperature: float
-) -> Float[Tensor, ""]:
+def nt_xent(z1: Float[Tensor, "n d"], z2: Float[Tensor, "n d"], temperature: float) -> Float[Tensor, ""]:
     """Eq. 1 over the 2n rows of algorithm 1, each with 2n - 1 candidates; mean.
 
     z1 and z2 are normalised here. At chance, and at collapse, it is ln(2n - 1).
