@@ -35,10 +35,10 @@ format: setup  ## mend what lint and format can mend
 	@ruff check --fix . ; ruff format .
 
 test: setup  ## every test that takes less than a minute
-	@python -m pytest -m "not slow" -n 2 --dist worksteal
+	@python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: setup  ## every test
-	@python -m pytest -n 2 --dist worksteal
+	@python -m pytest -n 2 --dist loadfile
 
 bench: setup  ## measure speed against peers, as ratios
 	@python -m benchmarks

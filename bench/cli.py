@@ -84,7 +84,7 @@ def _repro(options: argparse.Namespace) -> None:
     failed |= run("dvc", "repro", "--keep-going")
     if failed:
         run("bench", "report", "--partial")
-        sys.exit(f"some cells failed (named above); what is there is in {PARTIAL}/")
+        sys.exit(f"not everything could be computed (see above); what is there is in {PARTIAL}/")
     sys.exit(run("bench", "compare"))
 
 
@@ -116,9 +116,20 @@ def _cells(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from bench.report import gather, render
+    from bench.report import gather, gather_outputs, render
 
-    render(gather(Path(), partial=options.partial), PARTIAL if options.partial else REPORTS)
+    if not options.partial:
+        render(gather_outputs(Path()), REPORTS)
+        return
+    from bench import params, plan
+    from bench.store import Store
+
+    # from the store, not from the stages' outputs: DVC skips what depends on a stage that failed
+    settings, store = params.load(Path("params.yaml")), Store()
+    made = plan.make_plan(settings, plan.prepare_all(settings, MANIFESTS))
+    gathered = gather(plan.report_plan(made, settings), lambda cell: store.path(cell["key"]))
+    render(gathered, PARTIAL)
+    print(f"{gathered['planned'] - len(gathered['missing'])} of {gathered['planned']} cells in {PARTIAL}/")
 
 
 def _render(options: argparse.Namespace) -> None:

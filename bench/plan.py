@@ -89,6 +89,7 @@ def report_plan(plan: Plan, params: Params) -> dict[str, Any]:
         "code": code_hash(["bench.report"]),
         "data": params.data.model_dump(),
         "methods": list(params.methods),
+        "rows": [*([RAW_PIXELS] if params.raw_pixels else []), *params.methods],
         "protocols": list(params.evaluations),
         "cells": [{k: getattr(cell, k) for k in keys} for cell in plan.cells()],
     }

@@ -1,7 +1,8 @@
-"""Records of a complete plan to reports/: gather reads, render writes; neither computes."""
+"""Records of a plan to reports/: gather reads, render writes; neither computes."""
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from bench.exhibits.loss_curves import loss_curves
 from bench.exhibits.main_table import main_table
 from bench.files import read_json, write_bytes, write_json, write_text
 
-RAW_PIXELS = "raw_pixels"
 CELLS = "cells.json"
 
 
@@ -21,42 +21,49 @@ class ReportError(BenchError, RuntimeError):
     """A report that cannot be whole; names what is missing."""
 
 
-def gather(here: Path, *, partial: bool = False) -> dict[str, Any]:
-    """Everything the report shows, from the plan's records and histories.
-
-    Args:
-        here: the folder of the pipeline.
-        partial: leave out what is missing, and name it, instead of refusing.
+def gather_outputs(here: Path) -> dict[str, Any]:
+    """Everything the report shows, from the outputs of the pipeline's stages.
 
     Raises:
-        ReportError: a cell of the plan has no record.
+        ReportError: there is no plan, or one of its cells has no output; all such are named.
     """
     path = here / "plan" / "report.json"
     if not path.is_file():
         raise ReportError(f"no {path}; run `dvc repro plan` first")
-    plan = read_json(path)
+    outputs = {"pretrain": here / "runs", "evaluate": here / "records"}
+    gathered = gather(
+        read_json(path), lambda cell: outputs[cell["stage"]] / str(cell["name"]) / str(cell["key"])
+    )
+    missing = gathered["missing"]
+    if missing:
+        raise ReportError(
+            f"{len(missing)} of {gathered['planned']} cells are missing, so nothing is rendered:\n  "
+            + "\n  ".join(map(_name, missing))
+            + "\n`dvc repro` computes them; `python -m bench report --partial` shows what is there"
+        )
+    return gathered
+
+
+def gather(plan: dict[str, Any], locate: Callable[[dict[str, Any]], Path]) -> dict[str, Any]:
+    """What there is of a plan's records and histories; `missing` lists the cells without.
+
+    Args:
+        plan: as `bench.plan.report_plan` gives it.
+        locate: the folder of a cell's files.
+    """
     found: dict[str, list[dict[str, Any]]] = {"pretrain": [], "evaluate": []}
     missing = []
     for cell in plan["cells"]:
-        content = _content(here, cell)
+        content = _content(locate(cell), cell)
         if content is None:
-            missing.append({k: cell[k] for k in ("key", "stage", "name", "method", "seed")})
+            missing.append(cell)
         else:
             found[cell["stage"]].append(content)
-    if missing and not partial:
-        names = [f"{c['key']} {c['method']} {c['stage']}@{c['name']} seed {c['seed']}" for c in missing]
-        raise ReportError(
-            f"{len(missing)} of {len(plan['cells'])} cells are missing, so nothing is rendered:\n  "
-            + "\n  ".join(names)
-            + "\n`dvc repro` computes them; `python -m bench report --partial` shows what is there"
-        )
-    rows = list(dict.fromkeys(cell["method"] for cell in plan["cells"]))
-    rows.sort(key=lambda method: method != RAW_PIXELS)  # the baseline first; stable otherwise
     return {
         "data": plan["data"],
         "methods": plan["methods"],
         "protocols": plan["protocols"],
-        "rows": rows,
+        "rows": plan["rows"],
         "planned": len(plan["cells"]),
         "missing": missing,
         "pretraining": found["pretrain"],
@@ -64,9 +71,11 @@ def gather(here: Path, *, partial: bool = False) -> dict[str, Any]:
     }
 
 
-def _content(here: Path, cell: dict[str, Any]) -> dict[str, Any] | None:
-    folder = {"pretrain": "runs", "evaluate": "records"}[cell["stage"]]
-    place = here / folder / cell["name"] / cell["key"]
+def _name(cell: dict[str, Any]) -> str:
+    return f"{cell['key']} {cell['method']} {cell['stage']}@{cell['name']} seed {cell['seed']}"
+
+
+def _content(place: Path, cell: dict[str, Any]) -> dict[str, Any] | None:
     head = {"key": cell["key"], "method": cell["method"], "seed": cell["seed"]}
     try:
         if cell["stage"] == "evaluate":
@@ -144,9 +153,7 @@ def _index(gathered: dict[str, Any], table: Any, figure: Any) -> str:
     missing = gathered["missing"]
     warning = ""
     if missing:
-        listed = "\n".join(
-            f"> - {c['key']} {c['method']} {c['stage']}@{c['name']} seed {c['seed']}" for c in missing
-        )
+        listed = "\n".join(f"> - {_name(cell)}" for cell in missing)
         warning = f"> **Not whole: {len(missing)} of {gathered['planned']} cells are missing.**\n{listed}\n\n"
     data = gathered["data"]
     return (

@@ -5,12 +5,12 @@ from pathlib import Path
 import _checkout  # noqa: F401
 
 from bench.cli import reporting_errors
-from bench.report import gather, render
+from bench.report import gather_outputs, render
 
 
 def main() -> None:
     """Refuse to render what is not whole; then render."""
-    render(gather(Path()), Path("reports"))
+    render(gather_outputs(Path()), Path("reports"))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,180 @@
+"""The whole pipeline, with real DVC, in a clone: what runs, what does not, and that the bits agree."""
+
+import json
+import re
+import shutil
+import time
+
+import pytest
+
+from tests.workspace import Workspace, git
+
+PARAMS = "profiles/smoke/params.yaml"
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A clone in which `python -m bench repro` has run and whose results are committed."""
+    space = Workspace(tmp_path_factory.mktemp("pipeline"))
+    space.run("bench", "repro")
+    space.commit("profiles/smoke/reports", "profiles/smoke/dvc.lock")
+    return space
+
+
+@pytest.fixture
+def restored(done):
+    """The clone, put back to its committed files afterwards."""
+    yield done
+    git(done.root, "checkout", "-q", ".")
+
+
+def stages_run(output: str) -> list[str]:
+    return re.findall(r"Running stage '(.+?)'", output)
+
+
+def test_after_repro_nothing_is_left_to_do(done):
+    assert "up to date" in done.run("dvc", "repro").stdout
+    assert "up to date" in done.run("dvc", "status").stdout
+    assert git(done.root, "status", "--porcelain") == ""
+    assert done.cells("--missing") == {}
+
+
+def test_a_clean_checkout_makes_the_same_bytes_again(done):
+    before = done.results()
+    git(done.root, "clean", "-ffdxq")
+    assert not done.store.exists()
+    told = done.run("bench", "repro")
+    assert git(done.root, "status", "--porcelain") == ""
+    assert "byte-identical to the committed" in told.stdout
+    assert done.results() == before
+
+
+def test_dvc_alone_in_one_process_gives_the_same_lock_and_cells_as_submitting_first(done, tmp_path):
+    alone = Workspace(tmp_path)
+    alone.edit(PARAMS, "name: local", "name: debug")
+    alone.edit(PARAMS, "workers: null", "workers: 1")
+    # the plan does not see the cluster, but its file is a dependency: only that line of the lock differs
+    alone.run("dvc", "repro", "evaluate@knn")
+    alone.run("dvc", "repro")
+    assert alone.results() == done.results()
+    assert alone.files(alone.here / "reports").keys() <= done.files(done.here / "reports").keys()
+    for name, content in alone.files(alone.here / "reports").items():
+        assert content == (done.here / "reports" / name).read_bytes(), name
+    without = re.compile(r"- path: params.yaml\n.*\n.*\n.*\n")
+    locks = [without.sub("", (space.here / "dvc.lock").read_text()) for space in (alone, done)]
+    assert locks[0] == locks[1]
+
+
+def test_an_option_of_one_method_recomputes_that_method_and_what_follows(restored):
+    restored.edit(PARAMS, "temperature: 0.2", "temperature: 0.3")
+    wanted = {f"simclr{protocol} seed {seed}" for protocol in ("", " knn") for seed in (0, 1)}
+    assert set(restored.cells("--missing")) == wanted
+
+
+def test_a_new_seed_recomputes_that_seed(restored):
+    restored.edit(PARAMS, "seeds: [0, 1]", "seeds: [0, 1, 2]")
+    wanted = {f"{m}{p} seed 2" for m in ("random_init", "simclr") for p in ("", " knn")}
+    assert set(restored.cells("--missing")) == wanted
+
+
+def test_how_cells_are_run_recomputes_nothing(restored):
+    restored.edit(PARAMS, "workers: null", "workers: 7")
+    restored.edit(PARAMS, "checkpoint_seconds: 5", "checkpoint_seconds: 50")
+    assert restored.cells("--missing") == {}
+
+
+def test_training_settings_do_not_touch_a_method_that_does_not_train(restored):
+    restored.edit(PARAMS, "epochs: 2", "epochs: 3")
+    assert not any("random_init" in label for label in restored.cells("--missing"))
+
+
+def test_a_comment_in_a_method_runs_the_plan_and_nothing_that_computes(restored):
+    restored.edit("bench/methods/simclr.py", "n = len(z1)", "n = len(z1)  # rows")
+    assert stages_run(restored.run("dvc", "repro").stdout) == ["plan"]
+
+
+def test_a_removed_output_is_collected_again_without_importing_torch(restored):
+    shutil.rmtree(restored.here / "records" / "knn")
+    told = restored.run(
+        "dvc", "repro", "--force", "--single-item", "evaluate@knn", PYTHONPROFILEIMPORTTIME="1"
+    )
+    assert "evaluate@knn" in stages_run(told.stdout)[0]
+    assert "pydantic" in told.stderr
+    assert not re.search(r"\| +torch(vision)?$", told.stderr, re.MULTILINE)
+
+
+def test_a_damaged_cell_is_computed_again_with_the_same_bits(restored):
+    key = restored.cells()["simclr seed 1"]
+    state = restored.store / "cells" / key / "method.safetensors"
+    before = state.read_bytes()
+    state.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    told = restored.run("bench", "submit")
+    assert "damaged" in told.stderr
+    assert state.read_bytes() == before
+
+
+def test_committed_records_render_to_the_same_bytes(done):
+    done.run("bench", "render", "--to", "again")
+    again = done.files(done.here / "again")
+    shutil.rmtree(done.here / "again")
+    committed = done.files(done.here / "reports")
+    assert again == {name: content for name, content in committed.items() if name in again}
+    assert committed.keys() - again.keys() == {"probe.json"}
+
+
+def test_metrics_and_plots_are_there_for_dvc(done):
+    shown = json.loads(done.run("dvc", "metrics", "show", "--json").stdout)
+    numbers = shown[""]["data"]["reports/metrics.json"]["data"]
+    assert numbers["cells"] == {"planned": 9, "done": 9}
+    assert set(numbers["knn"]) == {"raw_pixels", "random_init", "simclr"}
+    drawn = done.run("dvc", "plots", "show", "--json").stdout
+    assert "reports/plots/loss.json" in drawn
+
+
+def test_a_nan_fails_its_cells_with_step_and_rate_while_the_others_finish(restored):
+    restored.edit(PARAMS, "training: {}", "training: {simclr: {optimizer: {lr: 1e+30}}}")
+    reports = restored.files(restored.here / "reports")
+    told = restored.run("bench", "repro", check=False)
+    assert told.returncode != 0
+    assert re.search(
+        r"simclr seed 0: TrainingError: the loss is \w+ at step \d+ of 10 .*learning rate", told.stderr
+    )
+    assert "simclr knn seed 1: the encoder it needs failed" in told.stderr
+    missing = set(restored.cells("--missing"))
+    assert missing == {f"simclr{p} seed {s}" for p in ("", " knn") for s in (0, 1)}
+    page = (restored.here / "reports-partial" / "index.md").read_text()
+    assert "Not whole: 4 of 9 cells are missing" in page
+    assert all(key in page for key in restored.cells("--missing").values())
+    assert restored.files(restored.here / "reports") == reports
+    refused = restored.run("bench", "report", check=False)
+    assert refused.returncode != 0
+    assert "--partial" in refused.stderr
+
+
+def test_a_worker_killed_mid_way_is_replaced_and_the_bits_stay(done, tmp_path):
+    import os
+    import signal
+    import subprocess
+    import sys
+
+    store = tmp_path / "store"
+    running = subprocess.Popen(
+        [sys.executable, "-m", "bench", "submit", "--workers", "1"],
+        cwd=done.here,
+        env=done.environment(BENCH_STORE=str(store)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    killed = False
+    while running.poll() is None:
+        workers = subprocess.run(
+            ["pgrep", "-f", f"submitit.core._submit {store}"], capture_output=True, text=True, check=False
+        ).stdout.split()
+        if not killed and workers and any((store / "submissions").glob("*/*.starts")):
+            os.kill(int(workers[0]), signal.SIGKILL)
+            killed = True
+        time.sleep(0.02)
+    assert killed
+    assert running.returncode == 0
+    found = done.files(store / "cells")
+    assert {k: v for k, v in found.items() if not k.endswith("environment.json")} == done.results()

@@ -1,0 +1,128 @@
+"""The store: cells appear whole, once, and damage is seen."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.files import write_bytes, write_json
+from bench.launch import CellsFailedError, ensure, work
+from bench.params import Cluster
+from bench.plan import Cell
+from bench.store import Store, StoreError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def publish(store: Store, key: str, text: str = "x") -> None:
+    folder = store.running(key) / "publish"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "record.json").write_text(text)
+    store.publish(key, {"a": 1}, folder, {"host": "here"})
+
+
+def test_a_published_cell_is_whole_and_leaves_nothing_running(tmp_path):
+    store = Store(tmp_path)
+    assert not store.has("k")
+    publish(store, "k")
+    assert store.has("k")
+    assert store.damaged("k") == []
+    assert not (tmp_path / "running" / "k").exists()
+
+
+def test_a_cell_published_twice_keeps_the_first(tmp_path):
+    store = Store(tmp_path)
+    publish(store, "k", "first")
+    publish(store, "k", "second")
+    assert (store.path("k") / "record.json").read_text() == "first"
+    assert store.damaged("k") == []
+
+
+def test_what_is_copied_out_tells_nothing_of_the_machine(tmp_path):
+    store = Store(tmp_path / "store")
+    publish(store, "k")
+    store.copy_out("k", tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["cell.json", "record.json"]
+    assert "here" not in "".join(p.read_text() for p in (tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("harm", ["changed", "removed"])
+def test_damage_to_a_finished_cell_is_seen(tmp_path, harm):
+    store = Store(tmp_path)
+    publish(store, "k")
+    path = store.path("k") / "record.json"
+    if harm == "changed":
+        path.write_text("y")
+    else:
+        path.unlink()
+    assert store.damaged("k") == ["record.json"]
+
+
+def test_a_lock_is_held_by_one_process_and_freed_when_it_dies(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from bench.store import Store\n"
+        "with Store(Path(sys.argv[1])).lock('k', wait=False) as held:\n"
+        "    print(held, flush=True); time.sleep(60)"
+    )
+    store = Store(tmp_path)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline().strip() == "True"
+        with store.lock("k", wait=False) as held:
+            assert not held
+        holder.kill()
+        holder.wait()
+        with store.lock("k", wait=True) as held:
+            assert held
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc").is_dir(), reason="root may write anywhere here")
+def test_a_store_that_cannot_be_written_is_an_error_that_says_how_to_mend_it():
+    with pytest.raises(StoreError, match=r"/proc/nowhere.*BENCH_STORE"):
+        Store(Path("/proc/nowhere")).check()
+
+
+def test_a_write_leaves_no_half_file(tmp_path):
+    write_bytes(tmp_path / "a", b"old")
+    write_bytes(tmp_path / "a", b"new")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "b", float("nan"))
+    assert not (tmp_path / "b").exists()
+
+
+def cell(key: str, needs: str | None = None) -> Cell:
+    """A cell whose computation fails at once: its config names no data."""
+    stage = "evaluate" if needs else "pretrain"
+    config = {"numerics": "portable", "threads": 1, "device": "cpu"}
+    return Cell(
+        key, stage, "m", "m", 0, config, {"name": "none", "sha256": "0" * 12, "reader": "none"}, needs
+    )
+
+
+def test_a_failed_cell_names_its_reason_and_fails_what_needs_it(tmp_path):
+    store, cluster = Store(tmp_path), Cluster(name="debug", workers=None, checkpoint_seconds=0)
+    with pytest.raises(CellsFailedError) as caught:
+        ensure([cell("aa"), cell("bb", needs="aa")], [], cluster, store)
+    message = str(caught.value)
+    assert "unknown reader 'none'" in message
+    assert "the encoder it needs failed" in message
+    assert str(tmp_path / "failed" / "aa.log") in message
+
+
+def test_a_cell_whose_process_dies_is_failed_after_two_starts_and_stops_no_other(tmp_path):
+    store = Store(tmp_path)
+    listed = tmp_path / "submission" / "cells.json"
+    from dataclasses import asdict
+
+    write_json(listed, [asdict(cell("aa"))])
+    (listed.parent / "aa.starts").write_bytes(b"..")
+    work(listed, tmp_path, 0.0)
+    failure = store.failure("aa")
+    assert failure is not None
+    assert "died 2 times" in failure["error"]
