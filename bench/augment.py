@@ -22,9 +22,7 @@ GRAY = (0.2989, 0.587, 0.114)  # ITU-R 601-2 luma, as torchvision has it
 Options = Mapping[str, Any]
 
 
-def make_views(
-    recipe: Options, images: UInt8[Tensor, "n h w c"], address: Address
-) -> list[Float[Tensor, "n c s s"]]:
+def make_views(recipe: Options, images: UInt8[Tensor, "n h w c"], address: Address) -> list[Float[Tensor, "n c s s"]]:
     """The views of a batch.
 
     Args:
@@ -125,12 +123,11 @@ def resized_crop(
         columns = np.where(flip[:, None, None], columns[:, ::-1], columns)
     down = torch.from_numpy(rows).to(x)[:, None]  # (n, 1, size, h)
     across = torch.from_numpy(columns).to(x)[:, None]  # (n, 1, size, w)
-    return down @ x @ across.mT  # (n, c, size, size)
+    # one layout whatever the batch: a single colour image would otherwise take another path through BLAS
+    return down @ x.contiguous() @ across.mT.contiguous()  # (n, c, size, size)
 
 
-def _resize_matrices(
-    start: NDArray[np.int64], length: NDArray[np.int64], whole: int, size: int
-) -> NDArray[np.float32]:
+def _resize_matrices(start: NDArray[np.int64], length: NDArray[np.int64], whole: int, size: int) -> NDArray[np.float32]:
     """(n, size, whole): weights of each source pixel in each pixel of the resized crop.
 
     The triangle filter of torch's antialiased bilinear interpolation, whose support grows with the
@@ -208,6 +205,21 @@ def hue(x: Float[Tensor, "n c h w"], shift: Tensor) -> Float[Tensor, "n c h w"]:
     return choices.gather(0, picked).transpose(0, 1)
 
 
+def blur(x: Float[Tensor, "n c h w"], kernel: int, sigma: Float[Tensor, " n"]) -> Float[Tensor, "n c h w"]:
+    """Gaussian blur with a kernel of `kernel` pixels (odd) and (n,) sigmas; borders are mirrored."""
+    reach = kernel // 2
+    offsets = torch.arange(-reach, reach + 1, device=x.device)
+    weights = (-0.5 * (offsets / sigma[:, None]) ** 2).exp()  # (n, kernel)
+    weights = (weights / weights.sum(1, keepdim=True))[:, :, None, None, None]
+    height, width = x.shape[-2:]
+    padded = torch.nn.functional.pad(x, [reach] * 4, mode="reflect")
+    rows = sum(weights[:, i] * padded[:, :, i : i + height] for i in range(kernel))
+    assert isinstance(rows, Tensor)
+    blurred = sum(weights[:, i] * rows[..., i : i + width] for i in range(kernel))
+    assert isinstance(blurred, Tensor)
+    return blurred
+
+
 Op = Callable[[Tensor, Options, Address, str, int], Tensor]
 
 
@@ -246,8 +258,27 @@ def _jitter(x: Tensor, options: Options, address: Address, label: str, size: int
     return x
 
 
+def _blur(x: Tensor, options: Options, address: Address, label: str, size: int) -> Tensor:
+    u = address.uniform(label, 2)
+    low, high = options["sigma"]
+    sigma = torch.from_numpy((low + (high - low) * u[:, 1]).astype(np.float32)).to(x.device)
+    return _where(u[:, 0] < options["p"], blur(x, options["kernel"], sigma), x)
+
+
+def _solarise(x: Tensor, options: Options, address: Address, label: str, size: int) -> Tensor:
+    chosen = address.uniform(label, 1)[:, 0] < options["p"]
+    return _where(chosen, torch.where(x >= options["threshold"], 1 - x, x), x)
+
+
 def _where(chosen: NDArray[np.bool_], a: Tensor, b: Tensor) -> Tensor:
     return torch.where(torch.from_numpy(chosen).to(b.device)[:, None, None, None], a, b)
 
 
-OPS: dict[str, Op] = {"crop": _crop, "flip": _flip, "jitter": _jitter, "grayscale": _grayscale}
+OPS: dict[str, Op] = {
+    "crop": _crop,
+    "flip": _flip,
+    "jitter": _jitter,
+    "grayscale": _grayscale,
+    "blur": _blur,
+    "solarise": _solarise,
+}

@@ -2,8 +2,11 @@
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +21,20 @@ MANIFESTS = Path("data/manifests")
 @contextmanager
 def reporting_errors() -> Iterator[None]:
     """Print an error that is for the reader, and exit with 1; others keep their traceback."""
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
     except BenchError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.status)
+    except BrokenPipeError:  # what reads the output, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt  # so that workers are stopped, not left behind
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -52,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("--workers", type=_positive, help="cells side by side (default: the cores)")
     cells = add("cells", _cells, "list the plan's cells and which of them are computed")
     cells.add_argument("--missing", action="store_true", help="only those that are not")
+    tune = add("tune", _tune, "compute the tuning trials on the validation part and write their table")
+    tune.add_argument("--to", type=Path, default=Path("docs/tuning.md"), help="where (default: docs/tuning.md)")
+    show = add("show", _show, "what a cell is, what it gave, where it lies")
+    show.add_argument("cell", help="its key, or the first letters of it")
     report = add("report", _report, "render reports from the records of the pipeline")
     report.add_argument("--partial", action="store_true", help=f"render what is there into {PARTIAL}/")
     render = add("render", _render, "render the committed records again")
@@ -73,16 +88,25 @@ def _positive(text: str) -> int:
 def _repro(options: argparse.Namespace) -> None:
     """Everything, in child processes: each sets its pins before it imports torch."""
     from bench import params
+    from bench.launch import CellsFailedError
 
     def run(*command: str) -> int:
         print("$ " + " ".join(command), file=sys.stderr, flush=True)
-        return subprocess.run([sys.executable, "-m", *command]).returncode
+        return subprocess.run([sys.executable, "-m", *command], env=environment).returncode
+
+    environment = {
+        **os.environ,
+        # DVC's stages call python3: let it be this one
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "BENCH_SUBMISSION": f"{time.time_ns():x}",  # what fails in one part is not tried again in the next
+    }
 
     params.load(Path("params.yaml"))  # whatever is wrong with it is said before any work starts
     run("bench", "probe")
-    failed = run("bench", "submit")
-    failed |= run("dvc", "repro", "--keep-going")
-    if failed:
+    submitted = run("bench", "submit")
+    if submitted not in (0, CellsFailedError.status):
+        sys.exit(submitted)
+    if run("dvc", "repro", "--keep-going") or submitted:
         run("bench", "report", "--partial")
         sys.exit(f"not everything could be computed (see above); what is there is in {PARTIAL}/")
     sys.exit(run("bench", "compare"))
@@ -101,6 +125,15 @@ def _submit(options: argparse.Namespace) -> None:
     missing = sum(not store.has(cell.key) for cell in cells)
     print(f"{len(cells)} cells, {missing} to compute", file=sys.stderr)
     ensure(cells, [], cluster, store)
+
+
+def _tune(options: argparse.Namespace) -> None:
+    from bench import params, plan
+    from bench.tune import tune
+
+    settings = params.load(Path("params.yaml"))
+    tune(settings, plan.prepare_all(settings, MANIFESTS), options.to)
+    print(f"wrote {options.to}; the chosen levels belong in params.yaml")
 
 
 def _cells(options: argparse.Namespace) -> None:
@@ -127,18 +160,26 @@ def _report(options: argparse.Namespace) -> None:
     # from the store, not from the stages' outputs: DVC skips what depends on a stage that failed
     settings, store = params.load(Path("params.yaml")), Store()
     made = plan.make_plan(settings, plan.prepare_all(settings, MANIFESTS))
-    gathered = gather(plan.report_plan(made, settings), lambda cell: store.path(cell["key"]))
-    render(gathered, PARTIAL)
-    print(f"{gathered['planned'] - len(gathered['missing'])} of {gathered['planned']} cells in {PARTIAL}/")
+    records = gather(plan.report_plan(made, settings), lambda cell: store.path(cell["key"]))
+    render(records, PARTIAL)
+    planned, missing = records.numbers["planned"], len(records.numbers["missing"])
+    print(f"{planned - missing} of {planned} cells in {PARTIAL}/")
 
 
 def _render(options: argparse.Namespace) -> None:
-    from bench.files import read_json
-    from bench.report import CELLS, ReportError, render
+    from bench.report import Records, render
 
-    if not (REPORTS / CELLS).is_file():
-        raise ReportError(f"no {REPORTS / CELLS}; `make repro` makes it")
-    render(read_json(REPORTS / CELLS), options.to)
+    render(Records.read(REPORTS), options.to)
+
+
+def _show(options: argparse.Namespace) -> None:
+    from bench import params, plan
+    from bench.show import describe
+    from bench.store import Store
+
+    settings = params.load(Path("params.yaml"))
+    made = plan.make_plan(settings, plan.prepare_all(settings, MANIFESTS))
+    print(describe(plan.find(made, options.cell), Store()))
 
 
 def _probe(options: argparse.Namespace) -> None:

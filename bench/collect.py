@@ -5,33 +5,32 @@ from pathlib import Path
 
 from bench.files import write_json
 from bench.launch import ensure
-from bench.params import Params
-from bench.plan import Cell, read_cells
+from bench.plan import outputs, read_cells
+from bench.settings import Params
 from bench.store import Store
 
 
 def collect(stage: str, name: str, params: Params, here: Path = Path()) -> None:
     """Compute what is missing of one stage and copy its cells to the stage's outputs.
 
-    Outputs are `runs/<method>/<key>/` and `keys/<method>.json`, or `records/<protocol>/<key>/`.
+    Outputs are `runs/<method>/<key>/` and `keys/<method>.json`, `records/<protocol>/<key>/`, or both kinds
+    of a study under `studies/<name>/`.
 
     Args:
-        stage: "pretrain" or "evaluate".
-        name: the method or the protocol.
+        stage: "pretrain", "evaluate" or "study".
+        name: the method, the protocol or the study.
         params: how to run; what to run is in the plan.
         here: the folder of the pipeline.
     """
     cells = read_cells(here / "plan" / stage / f"{name}.json")
-    known: list[Cell] = []
-    if stage == "evaluate":
-        for path in sorted((here / "plan" / "pretrain").glob("*.json")):
-            known += read_cells(path)
+    known = [cell for path in sorted((here / "plan" / "pretrain").glob("*.json")) for cell in read_cells(path)]
     store = Store()
     ensure(cells, known, params.cluster, store)
-    target = here / {"pretrain": "runs", "evaluate": "records"}[stage] / name
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
+    folders = {kind: here / folder for kind, folder in outputs(stage, name).items()}
+    for folder in folders.values():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
     for cell in cells:
-        store.copy_out(cell.key, target / cell.key)
+        store.copy_out(cell.key, folders[cell.stage] / cell.key)
     if stage == "pretrain":
         write_json(here / "keys" / f"{name}.json", [cell.key for cell in cells])

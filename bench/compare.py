@@ -1,6 +1,7 @@
 """New reports against the committed ones: byte for byte where the numerics agree, else by intervals."""
 
 import json
+import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ class ReportsDifferError(BenchError):
 
 def committed(folder: Path, name: str) -> bytes | None:
     """A file of reports/ as the last commit has it, or None."""
+    if shutil.which("git") is None:
+        return None
     shown = subprocess.run(
         ["git", "show", f"HEAD:./{folder.name}/{name}"],
         cwd=folder.resolve().parent,

@@ -1,80 +1,60 @@
-"""Computing one cell: load what it needs, run it, publish what it made."""
+"""Computing one cell: check that it is what was planned, run it, publish what it made."""
 
-import json
+import importlib
 import shutil
 import time
-from pathlib import Path
-
-from safetensors.numpy import save_file
 
 from bench import numerics
-from bench.checkpoint import Checkpoints, load_tensors, save_tensors
 from bench.data.prepared import load
-from bench.data.source import ImageSet
+from bench.errors import BenchError
 from bench.evaluate import evaluate
-from bench.features import Trained
-from bench.files import write_json, write_text
-from bench.plan import Cell
-from bench.pretrain import Trainer, trained_encoder
+from bench.fingerprint import code_hash
+from bench.plan import Cell, code_modules, current_versions
+from bench.pretrain import pretrain
 from bench.probe import cached_probe
 from bench.progress import Reporter
-from bench.store import CELL, Store
+from bench.store import Store
 
-STATE = "method.safetensors"
-HISTORY = "history.jsonl"
-RECORD = "record.json"
-ARRAYS = "arrays.safetensors"
+
+class PlanIsStaleError(BenchError):
+    """Code or packages that are no longer those that a cell's key stands for."""
 
 
 def compute(cell: Cell, store: Store, *, checkpoint_seconds: float) -> None:
     """Compute a cell and publish it. The caller holds its lock.
 
     Raises:
+        PlanIsStaleError: this process runs other code or packages than the key says.
         Exception: whatever the cell's computation raises; nothing is published then.
     """
     config = cell.config
     numerics.require(config["numerics"], config["threads"], config["device"])
+    _check_is_current(cell)
+    environment = {**numerics.environment(), "probe": cached_probe(store.root), "started": time.time()}
     images = load(cell.manifest)
-    folder = store.running(cell.key) / "publish"
+    running = store.running(cell.key)
+    folder = running / "publish"
     shutil.rmtree(folder, ignore_errors=True)  # what a killed process had half written
     folder.mkdir(parents=True)
-    started = time.time()
     if cell.stage == "pretrain":
-        _pretrain(cell, store, images, folder, checkpoint_seconds)
+        reporter = Reporter(store, cell.key)
+        pretrain(config, images, running, folder, checkpoint_seconds=checkpoint_seconds, report=reporter)
     else:
-        _evaluate(cell, store, images, folder)
-    environment = {
-        **numerics.environment(),
-        "probe": cached_probe(store.root),
-        "started": started,
-        "seconds": time.time() - started,
-    }
+        source = store.path(cell.needs) if cell.needs is not None else None
+        evaluate(config, images, source, folder)
+    environment["seconds"] = time.time() - environment["started"]
     store.publish(cell.key, config, folder, environment)
 
 
-def _pretrain(cell: Cell, store: Store, images: ImageSet, folder: Path, checkpoint_seconds: float) -> None:
-    running = store.running(cell.key)
-    trainer = Trainer(
-        cell.config,
-        images,
-        Checkpoints(running),
-        checkpoint_seconds=checkpoint_seconds,
-        report=Reporter(store, cell.key),
-    )
-    trainer.run()
-    save_tensors(folder / STATE, trainer.method.state_dict())
-    write_text(folder / HISTORY, "".join(json.dumps(line) + "\n" for line in trainer.history))
-    for snapshot in sorted(running.glob("snapshot-*.safetensors")):
-        shutil.copyfile(snapshot, folder / snapshot.name)
-
-
-def _evaluate(cell: Cell, store: Store, images: ImageSet, folder: Path) -> None:
-    trained = Trained(None)
-    if cell.needs is not None:
-        source = store.path(cell.needs)
-        config = json.loads((source / CELL).read_text())["config"]
-        state = load_tensors(source / STATE).tensors
-        trained = Trained(trained_encoder(config, images.images.shape[3], state))
-    result = evaluate(cell.config, images, trained)
-    write_json(folder / RECORD, {"key": cell.key, "metrics": result.metrics})
-    save_file(dict(result.arrays), folder / ARRAYS)
+def _check_is_current(cell: Cell) -> None:
+    modules = code_modules(cell.config)
+    for module in modules:  # what runs from here on is what is hashed next
+        importlib.import_module(module)
+    if code_hash(modules) != cell.config["code"]:
+        raise PlanIsStaleError("the code has changed since the plan was made; run the command again")
+    installed = current_versions()
+    if installed != cell.config["versions"]:
+        raise PlanIsStaleError(
+            f"the plan is for {cell.config['versions']}, installed are {installed}; "
+            "run `make setup` and the command again"
+        )

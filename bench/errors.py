@@ -2,4 +2,6 @@
 
 
 class BenchError(Exception):
-    """An error that the command line prints without a traceback."""
+    """An error that the command line prints without a traceback, exiting with `status`."""
+
+    status = 1

@@ -1,29 +1,54 @@
 """Evaluation cells: an encoder, or raw pixels, under one protocol."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import save_file
 
+from bench.checkpoint import load_tensors
 from bench.data.source import ImageSet
 from bench.data.splits import split
 from bench.evaluators import EVALUATORS
-from bench.evaluators.base import EvaluationData, Labelled, Result
-from bench.features import Trained
+from bench.evaluators.base import EvaluationData, Labelled
+from bench.features import STATE, Trained, trained_encoder
+from bench.files import read_json, write_json
+
+RECORD = "record.json"
+ARRAYS = "arrays.safetensors"
 
 
-def evaluate(config: Mapping[str, Any], images: ImageSet, trained: Trained) -> Result:
-    """Run one protocol.
+def evaluate(config: Mapping[str, Any], images: ImageSet, source: Path | None, folder: Path) -> None:
+    """Run one protocol and write its record and arrays to `folder`.
 
     Args:
         config: the cell's config, as the plan writes it.
         images: the image set it is judged on.
-        trained: what is judged.
+        source: the finished pretraining cell, or None for raw pixels.
+        folder: where its files go.
     """
-    protocol = config["protocol"]
-    data = evaluation_data(images, config["data"]["validation"], config["query"], config["device"])
-    return EVALUATORS[protocol["name"]](trained, data, seed=config["seed"], **protocol["options"])
+    protocol, device = config["protocol"], config["device"]
+    trained = Trained(None, device) if source is None else load_trained(source, images, device)
+    data = evaluation_data(images, config["data"]["validation"], config["query"], device)
+    result = EVALUATORS[protocol["name"]](trained, data, seed=config["seed"], **protocol["options"])
+    write_json(folder / RECORD, {"metrics": result.metrics})
+    save_file(dict(result.arrays), folder / ARRAYS)
+
+
+def load_trained(source: Path, images: ImageSet, device: str) -> Trained:
+    """A finished pretraining cell's encoder, and its snapshots by epoch."""
+    config = read_json(source / "cell.json")["config"]
+
+    def encoder(path: Path) -> Any:
+        return trained_encoder(config, images.images.shape[3], load_tensors(path).tensors)
+
+    snapshots = {
+        int(path.stem.partition("-")[2]): Trained(encoder(path), device)
+        for path in sorted(source.glob("snapshot-*.safetensors"))
+    }
+    return Trained(encoder(source / STATE), device, snapshots)
 
 
 def evaluation_data(images: ImageSet, validation: float, query: str, device: str) -> EvaluationData:
@@ -32,8 +57,8 @@ def evaluation_data(images: ImageSet, validation: float, query: str, device: str
     Args:
         images: the whole set.
         validation: share of the training rows on which choices are made.
-        query: "test", or "validation" where settings are tuned: then test rows are not even loaded, and
-            choices inside a protocol are made on the same part.
+        query: "test", or "validation" where settings are tuned: then no test row is loaded, and choices
+            inside a protocol are made on a part of the training rows, as large, by address.
         device: where labels lie.
     """
     parts = split(images, validation=validation, fraction=1.0)
@@ -42,10 +67,9 @@ def evaluation_data(images: ImageSet, validation: float, query: str, device: str
         labels = torch.from_numpy(images.labels[rows]).to(device)
         return Labelled(torch.from_numpy(np.ascontiguousarray(images.images[rows])), labels)
 
-    empty = parts.validation[:0]
-    return EvaluationData(
-        train=labelled(parts.labelled),
-        validation=labelled(parts.validation if query == "test" else empty),
-        query=labelled(parts.test if query == "test" else parts.validation),
-        classes=images.classes,
-    )
+    if query == "test":
+        train, choices, scored = parts.labelled, parts.validation, parts.test
+    else:
+        inner = parts.inner(len(parts.validation))
+        train, choices, scored = np.setdiff1d(parts.labelled, inner), inner, parts.validation
+    return EvaluationData(labelled(train), labelled(choices), labelled(scored), images.classes)

@@ -12,6 +12,7 @@ from bench.encoders import ENCODERS
 from bench.encoders.base import Encoder
 from bench.random import derive
 
+STATE = "method.safetensors"  # of a finished pretraining cell
 BATCH = 256  # fixed: batch-normalised layers in eval mode give the same bits only at one batch size
 
 
@@ -25,6 +26,13 @@ def build_encoder(config: Mapping[str, Any], channels: int, seed: int) -> Encode
     """
     torch.manual_seed(derive(seed, "encoder"))
     return ENCODERS[config["name"]](channels, **config["options"])
+
+
+def trained_encoder(config: Mapping[str, Any], channels: int, state: Mapping[str, Tensor]) -> Encoder:
+    """The encoder of a finished cell, from its published state."""
+    encoder = build_encoder(config["encoder"], channels, config["seed"])
+    encoder.load_state_dict({k.removeprefix("encoder."): t for k, t in state.items() if k.startswith("encoder.")})
+    return encoder.to(config["device"], memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def extract(module: nn.Module, images: UInt8[Tensor, "n h w c"]) -> Float[Tensor, "n d"]:
@@ -43,10 +51,12 @@ class Trained:
 
     Args:
         encoder: the encoder, or None for raw pixels.
+        device: where features are wanted.
+        snapshots: the same encoder after earlier epochs.
     """
 
-    def __init__(self, encoder: Encoder | None):
-        self.encoder = encoder
+    def __init__(self, encoder: Encoder | None, device: str = "cpu", snapshots: Mapping[int, "Trained"] | None = None):
+        self.encoder, self.device, self.snapshots = encoder, device, dict(snapshots or {})
 
     def features(self, x: UInt8[Tensor, "n h w c"], at: str = "h") -> Float[Tensor, "n d"]:
         """Features of clean images.
@@ -61,5 +71,5 @@ class Trained:
         if at != "h":
             raise ValueError(f"features at '{at}' are not there; allowed: h")
         if self.encoder is None:
-            return to_float(x).flatten(1)
+            return to_float(x).flatten(1).to(self.device)
         return extract(self.encoder, x)

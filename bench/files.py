@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from bench.errors import BenchError
 from bench.registry import ROOT
 
 
@@ -15,15 +16,35 @@ def checkout() -> Path:
     A git worktree shares those of its main checkout, and a temporary copy made by `dvc exp run
     --temp` those of the project it was made from.
     """
-    for parent in Path.cwd().parents:
+    for parent in ROOT.parents:
         if parent.name == "exps" and parent.parent.name == "tmp" and parent.parents[1].name == ".dvc":
-            return parent.parents[2]
+            home = parent.parents[2]
+            return home.parents[1] if home.parent.name == "profiles" else home
     pointer = ROOT / ".git"
     if pointer.is_file():  # a worktree: "gitdir: <main>/.git/worktrees/<name>"
-        folder = Path(pointer.read_text().partition(":")[2].strip())
+        folder = (ROOT / pointer.read_text().partition(":")[2].strip()).resolve()
         if folder.parent.name == "worktrees":
             return folder.parents[2]
     return ROOT
+
+
+class UnwritableError(BenchError, OSError):
+    """A folder that cannot be written."""
+
+
+def demand_writable(folder: Path, mend: str) -> None:
+    """Make a folder and try to write there.
+
+    Raises:
+        UnwritableError: names the folder, the reason and how to mend it.
+    """
+    probe = folder / f".write-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise UnwritableError(f"{folder} cannot be written ({error.strerror}); {mend}") from None
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -6,6 +6,7 @@ no worker waits for another, a dead one costs only its own cell, and a second su
 
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,12 +17,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from bench import numerics
+from bench.adopt import adopt
 from bench.errors import BenchError
 from bench.files import read_json, write_json, write_text
-from bench.params import Cluster
 from bench.plan import Cell
 from bench.progress import progress
 from bench.registry import ROOT
+from bench.settings import Cluster
 from bench.store import Store
 
 POLL_SECONDS = 0.2
@@ -29,8 +31,14 @@ FOREVER_MINUTES = 60 * 24 * 365  # submitit's local executor stops a job after t
 STARTS = 2  # of one cell in one submission: a second worker goes on where the first one died
 
 
+class MixedNumericsError(BenchError):
+    """Cells that cannot be computed in one process."""
+
+
 class CellsFailedError(BenchError, RuntimeError):
     """Some cells could not be computed; all others were. Names each with its reason and log."""
+
+    status = 3
 
 
 def ensure(cells: Sequence[Cell], known: Iterable[Cell], cluster: Cluster, store: Store) -> None:
@@ -47,6 +55,8 @@ def ensure(cells: Sequence[Cell], known: Iterable[Cell], cluster: Cluster, store
     """
     store.check()
     missing = _missing(cells, {c.key: c for c in [*known, *cells]}, store)
+    adopt([cell.key for cell in missing], store)
+    missing = [cell for cell in missing if not store.has(cell.key)]
     if missing:
         _run(missing, cluster, store)
     failed = [cell for cell in missing if not store.has(cell.key)]
@@ -66,13 +76,10 @@ def _missing(cells: Sequence[Cell], known: Mapping[str, Cell], store: Store) -> 
 
 
 def _intact(cell: Cell, store: Store) -> bool:
-    if not store.has(cell.key):
-        return False
-    damaged = store.damaged(cell.key)
-    if damaged:
-        aside = store.set_aside(cell.key)
-        _say(f"{cell.label}: {', '.join(damaged)} damaged; moved to {aside} and computed again")
-    return not damaged
+    damage = store.set_aside_if_damaged(cell.key)
+    if damage:
+        _say(f"{cell.label}: {damage} and computed again")
+    return store.has(cell.key)
 
 
 def _run(cells: list[Cell], cluster: Cluster, store: Store) -> None:
@@ -84,21 +91,33 @@ def _run(cells: list[Cell], cluster: Cluster, store: Store) -> None:
     def environment(cell: Cell) -> tuple[str, int, str]:
         return cell.config["numerics"], cell.config["threads"], cell.config["device"]
 
+    groups = {k: list(g) for k, g in groupby(sorted(cells, key=environment), environment)}
+    if cluster.name == "debug" and len(groups) > 1:
+        raise MixedNumericsError(
+            "cells of several numerics, threads or devices cannot share the one process of cluster "
+            f"'debug' ({sorted(groups)}); use cluster: local"
+        )
     for cell in cells:
-        store.clear_failure(cell.key)
+        if (store.failure(cell.key) or {}).get("submission") != _submission_id():
+            store.clear_failure(cell.key)
     with _Bar(cells, store) as bar:
-        for (kind, threads, device), members in groupby(sorted(cells, key=environment), environment):
+        for (kind, threads, device), group in groups.items():
             numerics.pin(kind, threads)
-            group = list(members)
             submission = _Submission(group, threads, device, cluster, store)
-            starts = -1
+            starts, broken = -1, None
             # workers that died are replaced, as long as new ones start a cell
             while starts < submission.starts() and not all(_settled(c, store) for c in group):
                 starts = submission.starts()
-                _CLUSTERS[cluster.name](submission, bar)
+                broken = _CLUSTERS[cluster.name](submission, bar)
             for cell in group:
                 if not _settled(cell, store):
-                    _fail(cell, store, "no worker could start", str(submission.folder))
+                    _fail(cell, store, broken or "no worker could start", str(submission.folder))
+        bar.refresh()
+
+
+def _submission_id() -> str:
+    """Names the command that a user gave: what failed under it is not tried again by its later parts."""
+    return os.environ.setdefault("BENCH_SUBMISSION", f"{time.time_ns():x}")
 
 
 def _settled(cell: Cell, store: Store) -> bool:
@@ -121,14 +140,15 @@ class _Submission:
         return sum(file.stat().st_size for file in self.folder.glob("*.starts"))
 
 
-def _debug(submission: _Submission, bar: "_Bar") -> None:
+def _debug(submission: _Submission, bar: "_Bar") -> str | None:
     """In this process, one cell after the other."""
     work(*submission.arguments)
     bar.refresh()
+    return None
 
 
-def _local(submission: _Submission, bar: "_Bar") -> None:
-    """On the cores of this machine, a worker for each slot."""
+def _local(submission: _Submission, bar: "_Bar") -> str | None:
+    """On the cores of this machine, a worker for each slot; gives what broke a worker, if anything did."""
     import submitit
 
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
@@ -137,7 +157,7 @@ def _local(submission: _Submission, bar: "_Bar") -> None:
     executor = submitit.LocalExecutor(submission.folder)
     gpus = 1 if submission.device == "cuda" else 0
     executor.update_parameters(timeout_min=FOREVER_MINUTES, gpus_per_node=gpus)
-    jobs = [executor.submit(work, *submission.arguments) for _ in range(submission.slots)]
+    jobs = [executor.submit(work, *submission.arguments, os.getpid()) for _ in range(submission.slots)]
     try:
         while not all([job.done() for job in jobs]):
             bar.refresh()
@@ -148,37 +168,57 @@ def _local(submission: _Submission, bar: "_Bar") -> None:
         _say("interrupted; the same command goes on from the newest checkpoints")
         raise
     bar.refresh()
-    for job in jobs:
-        if job.paths.result_pickle.exists():
-            job.result()  # raises what broke the worker itself: cells' own errors are in the store
+    # a cell's own error is in the store; what is left here broke the worker itself
+    errors = [job.exception() for job in jobs if job.paths.result_pickle.exists()]
+    return next((str(error).strip().rpartition("\n")[2] for error in errors if error), None)
 
 
 _CLUSTERS = {"debug": _debug, "local": _local}
 
 
-def work(listed: Path, root: Path, checkpoint_seconds: float) -> None:
-    """Compute what is left of a list of cells, until nothing is. Runs in a worker."""
+def work(listed: Path, root: Path, checkpoint_seconds: float, submitter: int | None = None) -> None:
+    """Compute a list of cells, until each is done or failed. Runs in a worker.
+
+    Args:
+        listed: the file that names the cells.
+        root: of the store.
+        checkpoint_seconds: how often training saves its state.
+        submitter: the process without which the worker leaves; cells go on from their checkpoints.
+    """
+    if submitter is not None:
+        threading.Thread(target=_leave_with, args=(submitter,), daemon=True).start()
     store = Store(root)
-    waiting = [Cell(**cell) for cell in read_json(listed)]
-    while waiting:
-        waiting = [c for c in waiting if not _settled(c, store)]
+    cells = [Cell(**cell) for cell in read_json(listed)]
+    ours = {cell.key for cell in cells}
+    while waiting := [c for c in cells if not _settled(c, store)]:
         # an evaluation comes first: it is short, and ends what waits for it
-        ready = sorted((c for c in waiting if _ready(c, store)), key=lambda c: c.stage != "evaluate")
-        taken = any(_take(cell, store, listed.parent, checkpoint_seconds) for cell in ready)
-        if waiting and not taken:
+        ready = sorted((c for c in waiting if _ready(c, ours, store)), key=lambda c: c.stage != "evaluate")
+        if not any(_take(cell, store, listed.parent, checkpoint_seconds) for cell in ready):
             time.sleep(POLL_SECONDS)  # others hold all that is ready
 
 
-def _ready(cell: Cell, store: Store) -> bool:
+def _leave_with(submitter: int) -> None:
+    while True:
+        time.sleep(1)
+        try:
+            os.kill(submitter, 0)
+        except ProcessLookupError:
+            os._exit(1)  # every write is whole by a rename: nothing is left half done
+
+
+def _ready(cell: Cell, ours: set[str], store: Store) -> bool:
     if cell.needs is None or store.has(cell.needs):
         return True
     if store.failure(cell.needs) is not None:
         _fail(cell, store, "the encoder it needs failed", "")
+    elif cell.needs not in ours:
+        _fail(cell, store, f"the encoder it needs, {cell.needs}, is neither computed nor planned", "")
     return False
 
 
 def _fail(cell: Cell, store: Store, error: str, log: str) -> None:
-    store.fail(cell.key, {"label": cell.label, "error": error, "log": log})
+    failure = {"label": cell.label, "error": error, "log": log, "submission": _submission_id()}
+    store.fail(cell.key, failure)
 
 
 def _take(cell: Cell, store: Store, logs: Path, checkpoint_seconds: float) -> bool:

@@ -19,9 +19,7 @@ def similarities(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tens
         return unit(a) @ unit(b).mT  # (n, m)
 
 
-def info_nce(
-    anchors: Float[Tensor, "n d"], candidates: Float[Tensor, "n d"], temperature: float
-) -> Float[Tensor, ""]:
+def info_nce(anchors: Float[Tensor, "n d"], candidates: Float[Tensor, "n d"], temperature: float) -> Float[Tensor, ""]:
     """InfoNCE (van den Oord et al., 1807.03748, eq. 4), one direction, mean over rows.
 
     Row i's positive is candidate i; the other candidates are its negatives. Both are normalised here.

@@ -79,8 +79,7 @@ def _demand(wanted: Mapping[str, str]) -> None:
     wrong = [f"{k}={os.environ.get(k)} (wants {v})" for k, v in wanted.items() if os.environ.get(k) != v]
     if wrong:
         raise NumericsError(
-            "these must be set before torch is imported, which `python -m bench` and the stages do: "
-            + ", ".join(wrong)
+            "these must be set before torch is imported, which `python -m bench` and the stages do: " + ", ".join(wrong)
         )
 
 

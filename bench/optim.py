@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bench.methods.base import ParameterGroup
@@ -44,7 +44,43 @@ def _adamw(groups: list[dict[str, Any]], options: Mapping[str, Any]) -> Optimize
     return torch.optim.AdamW(groups, lr=options["lr"], foreach=False)
 
 
-_OPTIMIZERS = {"sgd": _sgd, "adamw": _adamw}
+class Lars(Optimizer):
+    """LARS (You et al., 1708.03888, algorithm 1), the learning rate inside the momentum as SimCLR has it.
+
+    v = momentum v + lr trust (g + decay w); w = w - v. Matrices and kernels have
+    trust = eta |w| / |g + decay w|, or 1 where either norm is 0; biases and normalisation have 1.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], *, lr: float, momentum: float, eta: float):
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "eta": eta, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                update = p.grad + group["weight_decay"] * p
+                if p.ndim > 1:
+                    update = update * _trust(p, update, group["eta"])
+                state = self.state[p]
+                if "velocity" not in state:
+                    state["velocity"] = torch.zeros_like(p)
+                state["velocity"].mul_(group["momentum"]).add_(update, alpha=group["lr"])
+                p.sub_(state["velocity"])
+
+
+def _trust(p: Tensor, update: Tensor, eta: float) -> Tensor:
+    weight, change = p.norm(), update.norm()
+    defined = (weight > 0) & (change > 0)
+    return torch.where(defined, eta * weight / torch.where(defined, change, 1.0), 1.0)
+
+
+def _lars(groups: list[dict[str, Any]], options: Mapping[str, Any]) -> Optimizer:
+    return Lars(groups, lr=options["lr"], momentum=options["momentum"], eta=options["eta"])
+
+
+_OPTIMIZERS = {"sgd": _sgd, "adamw": _adamw, "lars": _lars}
 
 
 def learning_rate(step: int, *, base: float, steps: int, warmup: float, decay: str) -> float:

@@ -13,14 +13,21 @@ NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Interval(ge=0, le=1)]
 PositiveInt = Annotated[int, Gt(0)]
 NonNegativeInt = Annotated[int, Ge(0)]
-Counts = Annotated[list[PositiveInt], MinLen(1)]
+
+
+class AtMostRows:
+    """Marks a list of counts none of which may exceed the rows that a protocol can choose from."""
+
+
+RowCounts = Annotated[list[PositiveInt], MinLen(1), AtMostRows()]
 
 __all__ = [
-    "Counts",
+    "AtMostRows",
     "Fraction",
     "Literal",
     "NonNegative",
     "NonNegativeInt",
     "Positive",
     "PositiveInt",
+    "RowCounts",
 ]

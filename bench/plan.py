@@ -6,8 +6,9 @@ recipe, encoder, optimiser, schedule, numerics, versions of the numeric packages
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -20,10 +21,14 @@ from bench.evaluators import EVALUATORS
 from bench.files import read_json, write_json
 from bench.fingerprint import code_hash
 from bench.methods import METHODS
-from bench.params import Params
-from bench.registry import UnknownNameError
+from bench.options import AtMostRows
+from bench.params import Point, options_model
+from bench.params import points as points_of
+from bench.registry import Component, UnknownNameError
+from bench.settings import Params, Training
 
 NUMERIC_PACKAGES = ("torch", "numpy")
+SHOWING_PACKAGES = ("matplotlib", "numpy", "pandas", "scipy")
 DIGITS = 20  # of a key, in hexadecimal
 RAW_PIXELS = "raw_pixels"
 
@@ -45,6 +50,7 @@ class Cell:
         config: all that can change the result.
         manifest: of the image set, which says where to find what `config` names by checksum.
         needs: the key of the pretraining cell that an evaluation cell reads.
+        point: a study's levels, where the cell is not one of the main table's.
     """
 
     key: str
@@ -55,44 +61,99 @@ class Cell:
     config: dict[str, Any]
     manifest: dict[str, Any]
     needs: str | None = None
+    point: str = ""
 
     @property
     def label(self) -> str:
         """How people name it."""
-        who = self.method if self.stage == "pretrain" else f"{self.method} {self.name}"
-        return f"{who} seed {self.seed}"
+        who = f"{self.method} {self.name}" if self.stage == "evaluate" else self.method
+        return f"{who} seed {self.seed}" + (f" ({self.point})" if self.point else "")
+
+
+@dataclass(frozen=True)
+class StudyPoint:
+    """One combination of a study's levels, and its cells."""
+
+    levels: dict[str, Any]
+    cells: list[Cell]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Every cell that params.yaml asks for."""
+    """Every cell that params.yaml asks for, by stage and name."""
 
     pretrain: dict[str, list[Cell]]
     evaluate: dict[str, list[Cell]]
+    study: dict[str, list[StudyPoint]]
 
     def cells(self) -> list[Cell]:
-        """All of them, pretraining cells first."""
-        return [c for group in (self.pretrain, self.evaluate) for cs in group.values() for c in cs]
+        """Each once, the main table's first."""
+        found: dict[str, Cell] = {}
+        for groups in self.stages().values():
+            for cell in (cell for cells in groups.values() for cell in cells):
+                found.setdefault(cell.key, cell)
+        return list(found.values())
+
+    def stages(self) -> dict[str, dict[str, list[Cell]]]:
+        """The cells of every stage of the pipeline that computes, by stage and name."""
+        studies = {name: [c for point in points for c in point.cells] for name, points in self.study.items()}
+        return {"pretrain": self.pretrain, "evaluate": self.evaluate, "study": studies}
 
     def write(self, folder: Path, params: Params) -> None:
-        """A file per stage: `pretrain/<method>.json`, `evaluate/<protocol>.json`, `report.json`."""
-        for stage, groups in (("pretrain", self.pretrain), ("evaluate", self.evaluate)):
+        """A file per stage: `pretrain/<method>.json`, `evaluate/<protocol>.json` and so on; `report.json`."""
+        for stage, groups in self.stages().items():
             for name, cells in groups.items():
                 write_json(folder / stage / f"{name}.json", [asdict(cell) for cell in cells])
         write_json(folder / "report.json", report_plan(self, params))
 
 
 def report_plan(plan: Plan, params: Params) -> dict[str, Any]:
-    """What the report depends on: the cells it shows and the code that shows them."""
-    keys = ("key", "stage", "name", "method", "seed")
+    """What the report depends on: the cells it shows, and the code and packages that show them."""
+
+    def brief(cells: Iterable[Cell]) -> list[dict[str, Any]]:
+        return [{k: getattr(c, k) for k in ("key", "stage", "name", "method", "seed")} for c in cells]
+
+    main = [c for group in (plan.pretrain, plan.evaluate) for cells in group.values() for c in cells]
     return {
         "code": code_hash(["bench.report"]),
+        "versions": _versions(SHOWING_PACKAGES),
         "data": params.data.model_dump(),
         "methods": list(params.methods),
         "rows": [*([RAW_PIXELS] if params.raw_pixels else []), *params.methods],
         "protocols": list(params.evaluations),
-        "cells": [{k: getattr(cell, k) for k in keys} for cell in plan.cells()],
+        "recipes": {name: params.training_of(name).recipe for name in params.methods},
+        "cells": brief(main),
+        "studies": {
+            name: {
+                "base": params.studies[name].base,
+                "vary": params.studies[name].vary,
+                "protocols": params.studies[name].protocols,
+                "points": [{"levels": point.levels, "cells": brief(point.cells)} for point in points],
+            }
+            for name, points in plan.study.items()
+        },
     }
+
+
+def outputs(stage: str, name: str) -> dict[str, str]:
+    """Where a stage of the pipeline lays out its cells, by the cells' own stage."""
+    if stage == "study":
+        return {"pretrain": f"runs/studies/{name}", "evaluate": f"records/studies/{name}"}
+    return {stage: f"{'runs' if stage == 'pretrain' else 'records'}/{name}"}
+
+
+def prune(plan: Plan, here: Path) -> None:
+    """Remove outputs of stages that the plan has no more: DVC hashes the folders that hold them."""
+    kept = {
+        folder for stage, groups in plan.stages().items() for name in groups for folder in outputs(stage, name).values()
+    }
+    for folder in ("runs", "records", "runs/studies", "records/studies"):
+        for place in (here / folder).glob("*"):
+            if place.name != "studies" and str(place.relative_to(here)) not in kept:
+                shutil.rmtree(place)
+    for place in (here / "keys").glob("*.json"):
+        if place.stem not in plan.pretrain:
+            place.unlink()
 
 
 def read_cells(path: Path) -> list[Cell]:
@@ -123,10 +184,7 @@ def read_manifests(params: Params, folder: Path) -> dict[str, dict[str, Any]]:
 
 def prepare_all(params: Params, folder: Path) -> dict[str, dict[str, Any]]:
     """Prepare every data set, and give their manifests."""
-    return {
-        name: prepare(name, dataset.reader, dataset.options, folder)
-        for name, dataset in params.datasets.items()
-    }
+    return {name: prepare(name, dataset.reader, dataset.options, folder) for name, dataset in params.datasets.items()}
 
 
 def make_plan(params: Params, manifests: Mapping[str, Mapping[str, Any]]) -> Plan:
@@ -136,10 +194,41 @@ def make_plan(params: Params, manifests: Mapping[str, Mapping[str, Any]]) -> Pla
         for method in params.methods
     }
     evaluate = {
-        protocol: list(_evaluation_cells(params, manifests, protocol, pretrain))
-        for protocol in params.evaluations
+        protocol: list(_evaluation_cells(params, manifests, protocol, pretrain)) for protocol in params.evaluations
     }
-    return Plan(pretrain, evaluate)
+    known = {cell.key for cells in pretrain.values() for cell in cells}
+    study = {}
+    for name, wanted in params.studies.items():
+        points = points_of(params, f"studies.{name}", wanted.vary)
+        study[name] = [_study_point(params, manifests, name, point, known) for point in points]
+    return Plan(pretrain, evaluate, study)
+
+
+def tuning_points(params: Params, manifests: Mapping[str, Any], method: str) -> list[StudyPoint]:
+    """A method's trials: trained at the tuning seeds, scored on the validation part."""
+    where, protocol = f"tuning.trials.{method}", params.tuning.protocol
+    points = []
+    for point in points_of(params, where, params.tuning.trials[method]):
+        trained = [_pretraining_cell(point.params, manifests, method, seed) for seed in params.tuning.seeds]
+        scored = [_evaluation_cell(point.params, manifests, protocol, cell, "validation") for cell in trained]
+        cells = [replace(cell, point=_levels(point)) for cell in (*trained, *scored)]
+        points.append(StudyPoint(point.levels, cells))
+    return points
+
+
+def _levels(point: Point) -> str:
+    return ", ".join(f"{path.rpartition('.')[2]} {value}" for path, value in point.levels.items())
+
+
+def _study_point(params: Params, manifests: Mapping[str, Any], name: str, point: Point, known: set[str]) -> StudyPoint:
+    study, settings = params.studies[name], point.params
+    trained = [_pretraining_cell(settings, manifests, study.base, seed) for seed in settings.seeds]
+    cells = [
+        *trained,
+        *(_evaluation_cell(settings, manifests, p, cell) for p in study.protocols for cell in trained),
+    ]
+    named = [cell if {cell.key, cell.needs} & known else replace(cell, point=_levels(point)) for cell in cells]
+    return StudyPoint(point.levels, named)
 
 
 def find(plan: Plan, text: str) -> Cell:
@@ -160,6 +249,8 @@ def _pretraining_cell(params: Params, manifests: Mapping[str, Any], method: str,
     component = METHODS.component(method)
     encoder = ENCODERS.component(params.encoder.name)
     manifest = manifests[params.data.name]
+    if component.constant("trains", True):
+        _check_sizes(params, manifest, method, training)
     fields = training.model_dump(exclude={"numerics", "threads", "device"})
     recipe = params.recipes[fields["recipe"]]
     fields["recipe"] = recipe.model_dump(exclude_unset=True)
@@ -170,18 +261,68 @@ def _pretraining_cell(params: Params, manifests: Mapping[str, Any], method: str,
             "validation": params.data.validation,
             "fraction": params.data.fraction,
         },
-        "method": {"name": method, "options": params.methods[method]},
-        "encoder": {"name": encoder.name, "options": params.encoder.options},
+        "method": {"name": method, "options": _options(component, params.methods[method])},
+        "encoder": {"name": encoder.name, "options": _options(encoder, params.encoder.options)},
         # a method that does not train is the same whatever training would have been
         "training": fields if component.constant("trains", True) else None,
         "numerics": training.numerics,
         "threads": training.threads,
         "device": training.device,
-        "versions": _versions(),
+        "versions": _versions(NUMERIC_PACKAGES),
         "seed": seed,
-        "code": code_hash(["bench.pretrain", component.module, encoder.module]),
     }
     return _cell("pretrain", method, method, config, manifest)
+
+
+def code_modules(config: Mapping[str, Any]) -> list[str]:
+    """The modules whose code, with all they import, decides what a cell gives."""
+    both = ["bench.numerics", "bench.data.prepared"]
+    if config["stage"] == "evaluate":
+        return [*both, "bench.evaluate", EVALUATORS.component(config["protocol"]["name"]).module]
+    chosen = (METHODS.component(config["method"]["name"]), ENCODERS.component(config["encoder"]["name"]))
+    return [*both, "bench.pretrain", *(component.module for component in chosen)]
+
+
+def current_versions() -> dict[str, str]:
+    """The versions of the numeric packages that are installed here."""
+    return _versions(NUMERIC_PACKAGES)
+
+
+def _options(component: Component, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as their types have them: 1 and 1.0 are one temperature."""
+    return options_model(component).model_validate(given).model_dump()
+
+
+def _training_rows(params: Params, manifest: Mapping[str, Any]) -> int:
+    rows = manifest["rows"] - manifest["test_rows"]
+    return round(params.data.fraction * (rows - round(params.data.validation * rows)))
+
+
+def _check_sizes(params: Params, manifest: Mapping[str, Any], method: str, training: Training) -> None:
+    rows = _training_rows(params, manifest)
+    if rows < (2 if training.last_batch == "keep" else training.batch):
+        raise PlanError(
+            f"{method}: batch {training.batch} is more than the {rows} training images of "
+            f"{params.data.name}; lower training.{method}.batch or raise data.fraction"
+        )
+    wanted = METHODS.component(method).constant("views")
+    shown = sum(view.count for view in params.recipes[training.recipe].views)
+    if wanted is not None and shown != wanted:
+        raise PlanError(
+            f"{method} wants {wanted} views, recipe '{training.recipe}' shows {shown}; "
+            f"name another under training.{method}.recipe"
+        )
+
+
+def _check_rows(params: Params, manifest: Mapping[str, Any], protocol: str) -> None:
+    rows = manifest["rows"] - manifest["test_rows"]
+    for name, field in options_model(EVALUATORS.component(protocol)).model_fields.items():
+        given = params.evaluations[protocol][name]
+        if any(isinstance(mark, AtMostRows) for mark in field.metadata) and max(given) > rows:
+            raise PlanError(
+                f"evaluations.{protocol}.{name}: {given} asks for more than the {rows} rows of "
+                f"{params.data.name} that are not test rows"
+            )
 
 
 def _evaluation_cells(
@@ -190,6 +331,7 @@ def _evaluation_cells(
     protocol: str,
     pretrain: Mapping[str, list[Cell]],
 ) -> Iterator[Cell]:
+    _check_rows(params, manifests[params.data.name], protocol)
     if params.raw_pixels:
         yield _evaluation_cell(params, manifests, protocol, None)
     for cells in pretrain.values():
@@ -198,22 +340,22 @@ def _evaluation_cells(
 
 
 def _evaluation_cell(
-    params: Params, manifests: Mapping[str, Any], protocol: str, pretrained: Cell | None
+    params: Params, manifests: Mapping[str, Any], protocol: str, pretrained: Cell | None, query: str = "test"
 ) -> Cell:
     manifest = manifests[params.data.name]
+    options = _options(EVALUATORS.component(protocol), params.evaluations[protocol])
     source = pretrained.config if pretrained else params.defaults.model_dump()
     config = {
         "stage": "evaluate",
-        "protocol": {"name": protocol, "options": params.evaluations[protocol]},
+        "protocol": {"name": protocol, "options": options},
         "source": {"pretrained": pretrained.key} if pretrained else {"pixels": manifest["sha256"]},
         "data": {"sha256": manifest["sha256"], "validation": params.data.validation},
-        "query": "test",
+        "query": query,
         "numerics": source["numerics"],
         "threads": source["threads"],
         "device": source["device"],
-        "versions": _versions(),
+        "versions": _versions(NUMERIC_PACKAGES),
         "seed": pretrained.seed if pretrained else 0,
-        "code": code_hash(["bench.evaluate", EVALUATORS.component(protocol).module]),
     }
     method = pretrained.method if pretrained else RAW_PIXELS
     needs = pretrained.key if pretrained else None
@@ -228,12 +370,13 @@ def _cell(
     manifest: Any,
     needs: str | None = None,
 ) -> Cell:
+    config = {**config, "code": code_hash(code_modules(config))}
     text = json.dumps(config, sort_keys=True, allow_nan=False)
     key = hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
     return Cell(key, stage, name, method, config["seed"], config, dict(manifest), needs)
 
 
 @cache
-def _versions() -> dict[str, str]:
-    """Public parts of the numeric packages' versions: `+cpu` and `+cu130` are left out."""
-    return {name: version(name).partition("+")[0] for name in NUMERIC_PACKAGES}
+def _versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """Public parts of versions: `+cpu` and `+cu130` are left out."""
+    return {name: version(name).partition("+")[0] for name in packages}

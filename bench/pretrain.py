@@ -1,8 +1,11 @@
 """The trainer: one pretraining cell from its config, resumable at any step with the same bits."""
 
+import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +24,8 @@ from bench.checkpoint import (
 from bench.data.source import DataError, ImageSet
 from bench.data.splits import split
 from bench.errors import BenchError
-from bench.features import build_encoder, extract
+from bench.features import STATE, build_encoder, extract
+from bench.files import write_text
 from bench.methods import METHODS
 from bench.methods.base import Batch, DataInfo, Method, Progress
 from bench.optim import build, learning_rate, set_learning_rate
@@ -97,6 +101,10 @@ class Trainer:
         self._last_saved = time.monotonic()
         while self.step < self.steps:
             self._run_epoch(*divmod(self.step, self.per_epoch))
+        # a loss is checked before its step, so what the last step did is checked here
+        broken = [n for n, t in self.method.state_dict().items() if not t.isfinite().all()]
+        if broken:
+            raise TrainingError(f"{broken[0]} is not finite after the last step, {self.steps}; lower the lr")
 
     def _prepare(self) -> None:
         batch, rows, keep = (
@@ -130,6 +138,8 @@ class Trainer:
     def _order(self, epoch: int) -> NDArray[np.int64]:
         own = self.method.order(epoch)
         if own is not None:
+            if len(own) != self.info.rows:
+                raise ValueError(f"an order wants {self.info.rows} rows, not {len(own)}")
             return own.cpu().numpy()
         return permutation(self.config["seed"], "order", self.ids, epoch)
 
@@ -161,7 +171,7 @@ class Trainer:
         with torch.autocast(torch.device(self.config["device"]).type, torch.bfloat16, enabled=half):
             e = self.method.embed(batch)
         loss, logs = self.method.loss(e, batch)
-        value = float(loss)
+        value = loss.item()
         if not math.isfinite(value):
             raise TrainingError(
                 f"the loss is {value} at step {self.step} of {self.steps} (epoch {batch.epoch}), "
@@ -177,12 +187,20 @@ class Trainer:
         self.step += 1
 
     def _close_epoch(self, epoch: int) -> None:
-        means = {name: total / self.per_epoch for name, total in self.sums.items()}
-        self.history.append({"epoch": epoch + 1, "step": self.step, **means})
+        line: dict[str, float] = {"epoch": epoch + 1, "step": self.step}
+        line |= {name: total / self.per_epoch for name, total in self.sums.items()}
+        chance = self.method.chance(self.training["batch"])
+        self.history.append(line if chance is None else line | {"chance": chance})
         if epoch + 1 in self.training["snapshots"]:
             save_tensors(self.snapshot_path(epoch + 1), self.method.state_dict())
 
-    def snapshot_path(self, epoch: int) -> Any:
+    def gallery(self, count: int) -> dict[str, Tensor]:
+        """The first images of the training subset and their views in epoch 0, (n, h, w, c) bytes."""
+        shown = self._batch(np.arange(count), np.zeros(count, dtype=np.int64), 0)
+        views = {f"view{i}": (x.permute(0, 2, 3, 1) * 255).round().byte() for i, x in enumerate(shown.views)}
+        return {"image": self.images[:count], **views}
+
+    def snapshot_path(self, epoch: int) -> Path:
         """Where the method's state after an epoch is kept."""
         return self.checkpoints.folder / f"snapshot-{epoch:05d}.safetensors"
 
@@ -202,13 +220,32 @@ class Trainer:
         self.sums = saved.meta["sums"]
 
 
-def trained_encoder(config: Mapping[str, Any], channels: int, state: Mapping[str, Tensor]) -> Any:
-    """The encoder of a finished cell, from its published state."""
-    encoder = build_encoder(config["encoder"], channels, config["seed"])
-    encoder.load_state_dict(
-        {k.removeprefix("encoder."): t for k, t in state.items() if k.startswith("encoder.")}
-    )
-    return encoder.to(config["device"], memory_format=torch.channels_last)  # type: ignore[call-overload]
+HISTORY = "history.jsonl"
+VIEWS = "views.safetensors"
+SHOWN = 6  # images of the training subset whose views are kept for the recipe gallery
+
+
+def pretrain(
+    config: Mapping[str, Any],
+    images: ImageSet,
+    running: Path,
+    folder: Path,
+    *,
+    checkpoint_seconds: float,
+    report: Report,
+) -> None:
+    """Train a cell, from its newest checkpoint in `running`, and write its files to `folder`.
+
+    They are the method's whole state, the history, snapshots, and a few images as the recipe shows them.
+    """
+    trainer = Trainer(config, images, Checkpoints(running), checkpoint_seconds=checkpoint_seconds, report=report)
+    trainer.run()
+    save_tensors(folder / STATE, trainer.method.state_dict())
+    write_text(folder / HISTORY, "".join(json.dumps(line) + "\n" for line in trainer.history))
+    for snapshot in sorted(running.glob("snapshot-*.safetensors")):
+        shutil.copyfile(snapshot, folder / snapshot.name)
+    if trainer.method.trains:
+        save_tensors(folder / VIEWS, trainer.gallery(SHOWN))
 
 
 def _occurrences(rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -34,10 +34,7 @@ RECIPE: dict[str, Any] = {
             "size": SIDE,
             "ops": [
                 {"crop": {"scale": [0.2, 1.0], "ratio": [0.75, 1.3333]}},
-                {
-                    "jitter": dict.fromkeys(("brightness", "contrast", "saturation"), 0.4)
-                    | {"hue": 0.1, "p": 0.8}
-                },
+                {"jitter": dict.fromkeys(("brightness", "contrast", "saturation"), 0.4) | {"hue": 0.1, "p": 0.8}},
                 {"grayscale": {"p": 0.2}},
             ],
         }

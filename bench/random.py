@@ -82,7 +82,7 @@ class Address:
         counter = np.zeros((len(ids), blocks, _WORDS), dtype=np.uint32)
         counter[..., 0] = ids[:, None]
         counter[..., 1] = self.epoch
-        counter[..., 2] = (shown[:, None].astype(np.int64) << 8) | self.view
+        counter[..., 2] = (shown[:, None].astype(np.int64) << 16) | self.view
         counter[..., 3] = np.arange(blocks)
         key = derive(self.seed, self.purpose, op)
         words = philox(counter, (key & 0xFFFFFFFF, key >> 32))

@@ -76,9 +76,7 @@ class Component:
             node = inits[0]
         assert isinstance(node, ast.FunctionDef)
         return {
-            a.arg: ast.unparse(a.annotation) if a.annotation else "Any"
-            for a in node.args.kwonlyargs
-            if a.arg != "seed"
+            a.arg: ast.unparse(a.annotation) if a.annotation else "Any" for a in node.args.kwonlyargs if a.arg != "seed"
         }
 
     def option_types(self) -> dict[str, Any]:

@@ -2,26 +2,70 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from safetensors.numpy import load_file, save_file
 
 from bench.errors import BenchError
-from bench.exhibits.base import DECIMALS
+from bench.exhibits.base import DECIMALS, Figure, Table
 from bench.exhibits.loss_curves import loss_curves
 from bench.exhibits.main_table import main_table
+from bench.exhibits.neighbours import neighbours
+from bench.exhibits.paired_table import paired_table
+from bench.exhibits.pictures import recipe_gallery, retrieval
+from bench.exhibits.study import study_figure, study_table
 from bench.files import read_json, write_bytes, write_json, write_text
 
 CELLS = "cells.json"
+ARRAYS = "arrays.safetensors"
+PICTURED = "retrieval"  # the protocol whose arrays are pictures
+Sections = Sequence[tuple[str, Sequence[Table | Figure | None]]]
+Locate = Callable[[dict[str, Any]], Path]
 
 
 class ReportError(BenchError, RuntimeError):
     """A report that cannot be whole; names what is missing."""
 
 
-def gather_outputs(here: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Records:
+    """All that exhibits are made of: `numbers` as JSON, and `arrays` by "kind/name/array"."""
+
+    numbers: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+    def group(self, kind: str) -> dict[str, dict[str, np.ndarray]]:
+        """The arrays of one kind, by name."""
+        found: dict[str, dict[str, np.ndarray]] = {}
+        for path, array in self.arrays.items():
+            of, name, part = path.split("/")
+            if of == kind:
+                found.setdefault(name, {})[part] = array
+        return found
+
+    def save(self, folder: Path) -> None:
+        """Write them, so that they can be rendered again."""
+        write_json(folder / CELLS, self.numbers)
+        save_file(dict(sorted(self.arrays.items())), folder / ARRAYS)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Records":
+        """What `save` wrote.
+
+        Raises:
+            ReportError: it is not there.
+        """
+        if not (folder / CELLS).is_file() or not (folder / ARRAYS).is_file():
+            raise ReportError(f"no {folder / CELLS} and {ARRAYS}; `make repro` makes them")
+        return cls(read_json(folder / CELLS), load_file(folder / ARRAYS))
+
+
+def gather_outputs(here: Path) -> Records:
     """Everything the report shows, from the outputs of the pipeline's stages.
 
     Raises:
@@ -30,99 +74,157 @@ def gather_outputs(here: Path) -> dict[str, Any]:
     path = here / "plan" / "report.json"
     if not path.is_file():
         raise ReportError(f"no {path}; run `dvc repro plan` first")
-    outputs = {"pretrain": here / "runs", "evaluate": here / "records"}
-    gathered = gather(
-        read_json(path), lambda cell: outputs[cell["stage"]] / str(cell["name"]) / str(cell["key"])
-    )
-    missing = gathered["missing"]
+
+    def locate(cell: dict[str, Any]) -> Path:
+        folder = {"pretrain": "runs", "evaluate": "records"}[cell["stage"]]
+        place = f"studies/{cell['study']}" if "study" in cell else cell["name"]
+        return here / folder / place / cell["key"]
+
+    records = gather(read_json(path), locate)
+    missing = records.numbers["missing"]
     if missing:
         raise ReportError(
-            f"{len(missing)} of {gathered['planned']} cells are missing, so nothing is rendered:\n  "
+            f"{len(missing)} of {records.numbers['planned']} cells are missing, so nothing is rendered:\n  "
             + "\n  ".join(map(_name, missing))
             + "\n`dvc repro` computes them; `python -m bench report --partial` shows what is there"
         )
-    return gathered
+    return records
 
 
-def gather(plan: dict[str, Any], locate: Callable[[dict[str, Any]], Path]) -> dict[str, Any]:
+def gather(plan: dict[str, Any], locate: Locate) -> Records:
     """What there is of a plan's records and histories; `missing` lists the cells without.
 
     Args:
         plan: as `bench.plan.report_plan` gives it.
         locate: the folder of a cell's files.
     """
+    missing: dict[str, dict[str, Any]] = {}
+    main = _contents(plan["cells"], locate, missing)
+    studies: dict[str, Any] = {}
+    for name, study in plan["studies"].items():
+        points = [
+            {"levels": point["levels"], **_contents([{**c, "study": name} for c in point["cells"]], locate, missing)}
+            for point in study["points"]
+        ]
+        studies[name] = {**study, "points": points}
+    every = [*plan["cells"], *(c for s in plan["studies"].values() for p in s["points"] for c in p["cells"])]
+    numbers = {
+        **{k: plan[k] for k in ("data", "methods", "protocols", "rows", "recipes")},
+        "planned": len({cell["key"] for cell in every}),
+        "missing": list(missing.values()),
+        **main,
+        "studies": studies,
+    }
+    return Records(numbers, _pictures(plan, locate))
+
+
+def _contents(
+    cells: Iterable[dict[str, Any]], locate: Locate, missing: dict[str, dict[str, Any]]
+) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {"pretrain": [], "evaluate": []}
-    missing = []
-    for cell in plan["cells"]:
+    for cell in cells:
         content = _content(locate(cell), cell)
         if content is None:
-            missing.append(cell)
+            missing[cell["key"]] = cell
         else:
             found[cell["stage"]].append(content)
-    return {
-        "data": plan["data"],
-        "methods": plan["methods"],
-        "protocols": plan["protocols"],
-        "rows": plan["rows"],
-        "planned": len(plan["cells"]),
-        "missing": missing,
-        "pretraining": found["pretrain"],
-        "evaluations": found["evaluate"],
-    }
-
-
-def _name(cell: dict[str, Any]) -> str:
-    return f"{cell['key']} {cell['method']} {cell['stage']}@{cell['name']} seed {cell['seed']}"
+    return {"pretraining": found["pretrain"], "evaluations": found["evaluate"]}
 
 
 def _content(place: Path, cell: dict[str, Any]) -> dict[str, Any] | None:
     head = {"key": cell["key"], "method": cell["method"], "seed": cell["seed"]}
     try:
         if cell["stage"] == "evaluate":
-            metrics = read_json(place / "record.json")["metrics"]
-            return {**head, "protocol": cell["name"], "metrics": metrics}
+            return {**head, "protocol": cell["name"], "metrics": read_json(place / "record.json")["metrics"]}
         lines = (place / "history.jsonl").read_text().splitlines()
         return {**head, "history": [json.loads(line) for line in lines]}
     except FileNotFoundError:
         return None
 
 
-def render(gathered: dict[str, Any], folder: Path) -> None:
+def _pictures(plan: dict[str, Any], locate: Locate) -> dict[str, np.ndarray]:
+    """Of the first seed: views of the first method of each recipe, and every method's retrieved rows."""
+    arrays: dict[str, np.ndarray] = {}
+    recipes: set[str] = set()
+    first = min((cell["seed"] for cell in plan["cells"] if cell["stage"] == "pretrain"), default=0)
+    for cell in (cell for cell in plan["cells"] if cell["seed"] == first):
+        recipe = plan["recipes"].get(cell["method"])
+        if cell["stage"] == "pretrain" and recipe not in recipes:
+            found = _arrays(locate(cell) / "views.safetensors", f"recipe/{recipe}")
+            recipes |= {recipe} if found else set()
+        elif cell["stage"] == "evaluate" and cell["name"] == PICTURED and cell["method"] in plan["methods"]:
+            found = _arrays(locate(cell) / "arrays.safetensors", f"retrieval/{cell['method']}")
+        else:
+            continue
+        arrays |= found
+    return arrays
+
+
+def _arrays(path: Path, prefix: str) -> dict[str, np.ndarray]:
+    return {f"{prefix}/{name}": array for name, array in load_file(path).items()} if path.is_file() else {}
+
+
+def _name(cell: dict[str, Any]) -> str:
+    study = f" of study {cell['study']}" if "study" in cell else ""
+    return f"{cell['key']} {cell['method']} {cell['stage']}@{cell['name']} seed {cell['seed']}{study}"
+
+
+def render(records: Records, folder: Path) -> None:
     """Write every exhibit; the same records give the same bytes, on any machine."""
     for part in ("tables", "figures", "plots"):
         shutil.rmtree(folder / part, ignore_errors=True)
-    frame = metrics_frame(gathered)
-    table = main_table(frame, gathered)
-    figure = loss_curves(gathered)
-    write_text(folder / "tables" / f"{table.name}.md", table.markdown())
-    write_text(folder / "tables" / f"{table.name}.csv", table.csv())
-    write_bytes(folder / "figures" / f"{figure.name}.svg", figure.svg)
-    write_json(folder / CELLS, gathered)
-    write_json(folder / "metrics.json", _headline(table.data, gathered))
-    write_json(folder / "plots" / "loss.json", _loss_rows(gathered))
-    write_json(folder / "plots" / "accuracy.json", _accuracy_rows(table.data))
-    write_text(folder / "index.md", _index(gathered, table, figure))
+    numbers = records.numbers
+    frame = metrics_frame(numbers)
+    main = main_table(frame, numbers)
+    studies: list[tuple[str, list[Table | Figure]]] = [
+        (f"Study: {name}", [study_table(name, study), study_figure(name, study)])
+        for name, study in numbers["studies"].items()
+    ]
+    sections: Sections = [
+        ("Methods and protocols", [main, paired_table(frame, numbers)]),
+        ("Training", [loss_curves(numbers), neighbours(numbers)]),
+        *studies,
+        ("Recipes", [recipe_gallery(name, arrays) for name, arrays in records.group("recipe").items()]),
+        ("Retrieval", [retrieval(name, arrays) for name, arrays in records.group("retrieval").items()]),
+    ]
+    shown = [exhibit for _, exhibits in sections for exhibit in exhibits if exhibit is not None]
+    for exhibit in shown:
+        _write(exhibit, folder)
+    records.save(folder)
+    write_json(folder / "metrics.json", _headline(main.data, numbers))
+    write_json(folder / "plots" / "loss.json", _loss_rows(numbers))
+    write_json(folder / "plots" / "accuracy.json", _accuracy_rows(main.data))
+    write_text(folder / "index.md", _index(numbers, sections))
 
 
-def metrics_frame(gathered: dict[str, Any]) -> pd.DataFrame:
+def _write(exhibit: Table | Figure, folder: Path) -> None:
+    if isinstance(exhibit, Table):
+        for kind, text in (("md", exhibit.markdown()), ("csv", exhibit.csv()), ("tex", exhibit.latex())):
+            write_text(folder / "tables" / f"{exhibit.name}.{kind}", text)
+    else:
+        write_bytes(folder / "figures" / f"{exhibit.name}.svg", exhibit.svg)
+        write_bytes(folder / "figures" / f"{exhibit.name}.png", exhibit.png)
+
+
+def metrics_frame(numbers: dict[str, Any]) -> pd.DataFrame:
     """A row per metric of a record: protocol, metric, method, seed, value."""
     rows = [
         (cell["protocol"], metric, cell["method"], cell["seed"], value)
-        for cell in gathered["evaluations"]
+        for cell in numbers["evaluations"]
         for metric, value in cell["metrics"].items()
     ]
     return pd.DataFrame(rows, columns=["protocol", "metric", "method", "seed", "value"])
 
 
-def _headline(rows: list[dict[str, Any]], gathered: dict[str, Any]) -> dict[str, Any]:
+def _headline(rows: list[dict[str, Any]], numbers: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for row in rows:
         found.setdefault(row["protocol"], {})[row["method"]] = row["mean"]
-    done = gathered["planned"] - len(gathered["missing"])
-    return {**found, "cells": {"planned": gathered["planned"], "done": done}}
+    done = numbers["planned"] - len(numbers["missing"])
+    return {**found, "cells": {"planned": numbers["planned"], "done": done}}
 
 
-def _loss_rows(gathered: dict[str, Any]) -> list[dict[str, Any]]:
+def _loss_rows(numbers: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "method": cell["method"],
@@ -130,7 +232,7 @@ def _loss_rows(gathered: dict[str, Any]) -> list[dict[str, Any]]:
             "epoch": line["epoch"],
             "loss": round(line["loss"], DECIMALS),
         }
-        for cell in gathered["pretraining"]
+        for cell in numbers["pretraining"]
         for line in cell["history"]
     ]
 
@@ -149,20 +251,29 @@ def _accuracy_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _index(gathered: dict[str, Any], table: Any, figure: Any) -> str:
-    missing = gathered["missing"]
+def _index(numbers: dict[str, Any], sections: Sections) -> str:
+    missing = numbers["missing"]
     warning = ""
     if missing:
         listed = "\n".join(f"> - {_name(cell)}" for cell in missing)
-        warning = f"> **Not whole: {len(missing)} of {gathered['planned']} cells are missing.**\n{listed}\n\n"
-    data = gathered["data"]
-    return (
+        warning = f"> **Not whole: {len(missing)} of {numbers['planned']} cells are missing.**\n{listed}\n\n"
+    data = numbers["data"]
+    parts = [
         f"# Results on {data['name']}\n\n{warning}"
-        f"{gathered['planned'] - len(missing)} of {gathered['planned']} cells. Encoders train on "
+        f"{numbers['planned'] - len(missing)} of {numbers['planned']} cells. Encoders train on "
         f"{data['fraction']:.0%} of the training rows that are not held out "
         f"({data['validation']:.0%} are, for choices). `dvc repro` makes this page again; "
-        "[cells.json](cells.json) holds every number behind it, by cell and seed.\n\n"
-        f"## Methods and protocols\n\n{table.markdown()}\n"
-        f"Numbers: [tables/{table.name}.csv](tables/{table.name}.csv)\n\n"
-        f"## Training\n\n![{figure.alt}](figures/{figure.name}.svg)\n\n{figure.caption}\n"
-    )
+        f"[{CELLS}]({CELLS}) holds every number behind it, by cell and seed.\n"
+    ]
+    for title, exhibits in sections:
+        shown = [_shown(exhibit) for exhibit in exhibits if exhibit is not None]
+        if shown:
+            parts.append("\n".join([f"## {title}\n", *shown]))
+    return "\n".join(parts)
+
+
+def _shown(exhibit: Table | Figure) -> str:
+    if isinstance(exhibit, Figure):
+        return f"![{exhibit.alt}](figures/{exhibit.name}.svg)\n\n{exhibit.caption}\n"
+    files = ", ".join(f"[{kind}](tables/{exhibit.name}.{kind})" for kind in ("csv", "tex"))
+    return f"{exhibit.markdown()}\nAs {files}.\n"

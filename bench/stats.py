@@ -1,6 +1,6 @@
 """Statistics over seeds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,3 +47,12 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
 
     half = t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n)
     return Interval(mean, float(half), n)
+
+
+def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Interval:
+    """Student's t interval of the mean difference over the seeds that both have.
+
+    Methods share images' order, views and the initial encoder at a seed, so pairing takes that out.
+    """
+    seeds = sorted(ours.keys() & theirs.keys())
+    return t_interval([ours[seed] - theirs[seed] for seed in seeds])

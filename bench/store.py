@@ -6,6 +6,7 @@ one needs to go on; `failed/<key>.json` why one could not be computed; `locks/` 
 
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,15 +14,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from bench.errors import BenchError
-from bench.files import checkout, read_json, sha256, write_json
+from bench.files import checkout, demand_writable, read_json, sha256, write_json
 
 CELL = "cell.json"
 ENVIRONMENT = "environment.json"
-
-
-class StoreError(BenchError, RuntimeError):
-    """A store that cannot be used; says where it is and how to put it elsewhere."""
 
 
 class Store:
@@ -31,17 +27,9 @@ class Store:
         self.root = (root or Path(os.environ.get("BENCH_STORE") or checkout() / "work")).resolve()
 
     def check(self) -> None:
-        """Raise StoreError where the folder cannot be written."""
-        probe = self.root / f".write-{os.getpid()}"
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            probe.write_bytes(b"")
-            probe.unlink()
-        except OSError as error:
-            raise StoreError(
-                f"the store {self.root} cannot be written ({error.strerror}); "
-                "set BENCH_STORE to a folder that can"
-            ) from None
+        """Raise UnwritableError where a folder cannot be written."""
+        for name in ("", "cells", "running", "failed", "locks"):
+            demand_writable(self.root / name, "set BENCH_STORE to a folder that can")
 
     def path(self, key: str) -> Path:
         """The folder of a finished cell."""
@@ -58,20 +46,32 @@ class Store:
         return (self.path(key) / CELL).is_file()
 
     def damaged(self, key: str) -> list[str]:
-        """Files of a finished cell that are missing or whose checksum is another."""
-        files = read_json(self.path(key) / CELL)["files"]
+        """Files of a cell that are missing, unreadable or whose checksum is another."""
+        try:
+            files = read_json(self.path(key) / CELL)["files"]
+        except (OSError, ValueError, KeyError):
+            return [CELL]
         return [
             name
             for name, checksum in files.items()
             if not (self.path(key) / name).is_file() or sha256(self.path(key) / name) != checksum
         ]
 
-    def set_aside(self, key: str) -> Path:
-        """Move a damaged cell out of the way, so that it is computed again."""
-        target = self.root / "damaged" / f"{key}-{os.getpid()}"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self.path(key).rename(target)
-        return target
+    def set_aside_if_damaged(self, key: str) -> str | None:
+        """Move a damaged cell out of the way, so that it is computed again.
+
+        Returns:
+            What was damaged and where it is now, or None for an absent or intact cell.
+        """
+        if not self.path(key).exists() or not self.damaged(key):
+            return None
+        with self.lock(key, wait=True):  # another process may just have mended it
+            if not self.path(key).exists() or not (names := self.damaged(key)):
+                return None
+            target = self.root / "damaged" / f"{key}-{time.time_ns():x}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.path(key).rename(target)
+        return f"{', '.join(names)} damaged; moved to {target}"
 
     @contextmanager
     def lock(self, key: str, *, wait: bool) -> Iterator[bool]:
@@ -88,9 +88,7 @@ class Store:
         finally:
             lock.release()
 
-    def publish(
-        self, key: str, config: Mapping[str, Any], folder: Path, environment: Mapping[str, Any]
-    ) -> None:
+    def publish(self, key: str, config: Mapping[str, Any], folder: Path, environment: Mapping[str, Any]) -> None:
         """Make a finished cell of a folder's files, by one rename, and drop what it needed to run.
 
         A rename that finds the cell there is success: it is the same cell.

@@ -8,9 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-NEEDED = ("pydantic", "torch", "filelock")
-if any(importlib.util.find_spec(name) is None for name in NEEDED):  # `python` is not the environment's
-    own = ROOT / ".venv" / "bin" / "python"
-    if not own.exists() or Path(sys.executable) == own:
-        sys.exit("the pinned packages are not installed: run `make setup`, then activate .venv")
-    os.execv(own, [str(own), *sys.argv])
+OWN = ROOT / ".venv" / "bin" / "python"
+if sys.prefix == sys.base_prefix and OWN.exists():  # no environment is active
+    os.execv(OWN, [str(OWN), *sys.argv])
+if importlib.util.find_spec("pydantic") is None or importlib.util.find_spec("torch") is None:
+    sys.exit("the pinned packages are not installed: run `make setup`, then activate .venv")

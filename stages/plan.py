@@ -15,6 +15,7 @@ def main() -> None:
     made = plan.make_plan(settings, plan.read_manifests(settings, Path("data/manifests")))
     shutil.rmtree("plan", ignore_errors=True)
     made.write(Path("plan"), settings)
+    plan.prune(made, Path())
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from bench.report import gather_outputs, render
 
 
 def main() -> None:
-    """Refuse to render what is not whole; then render."""
+    """Render what is whole; refuse what is not."""
     render(gather_outputs(Path()), Path("reports"))
 
 

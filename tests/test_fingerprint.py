@@ -16,13 +16,13 @@ ROOT = Path(__file__).resolve().parents[1]
 DRIVER = """
 import json, sys
 from pathlib import Path
-from bench import fingerprint, params, plan
+from bench import fingerprint, params, plan, registry
 
 settings = params.load(Path("params.yaml"))
-manifests = {"mnist": {"sha256": "0", "channels": 1}}
+manifests = {"mnist": {"name": "mnist", "sha256": "0", "channels": 1, "rows": 5000, "test_rows": 1000}}
 
 def keys():
-    for cached in (fingerprint._module_hash, fingerprint._imports):
+    for cached in (fingerprint._module_hash, fingerprint._imports, registry.parse):
         cached.cache_clear()
     return {c.label: c.key for c in plan.make_plan(settings, manifests).cells()}
 
@@ -71,10 +71,13 @@ def moved(tmp_path_factory):
     return json.loads(run(folder, DRIVER, "\nMUTATED = 1\n"))
 
 
+BOTH = ("bench.numerics", "bench.data.prepared")
 CELLS = {
-    "random_init": ("bench.pretrain", "bench.methods.random_init", "bench.encoders.conv4"),
-    "simclr": ("bench.pretrain", "bench.methods.simclr", "bench.encoders.conv4"),
-    "raw_pixels knn": ("bench.evaluate", "bench.evaluators.knn"),
+    "random_init": (*BOTH, "bench.pretrain", "bench.methods.random_init", "bench.encoders.conv4"),
+    "simclr": (*BOTH, "bench.pretrain", "bench.methods.simclr", "bench.encoders.conv4"),
+    "nnclr": (*BOTH, "bench.pretrain", "bench.methods.nnclr", "bench.encoders.conv4"),
+    "raw_pixels knn": (*BOTH, "bench.evaluate", "bench.evaluators.knn"),
+    "raw_pixels linear": (*BOTH, "bench.evaluate", "bench.evaluators.linear"),
 }
 
 
@@ -90,24 +93,39 @@ def test_an_evaluation_follows_its_encoder_and_its_own_code(moved):
     assert {path for path, labels in moved.items() if label in labels} == wanted
 
 
+PROTOCOLS = ("linear", "knn", "retrieval")
+
+
+def everything_of(*methods: str) -> set[str]:
+    return {name for method in methods for name in (method, *(f"{method} {p}" for p in PROTOCOLS))}
+
+
+TRAINED = ("random_init", "supervised", "simclr", "nnclr")
+ALL = everything_of(*TRAINED) | {f"raw_pixels {p}" for p in PROTOCOLS}
+
+
 @pytest.mark.parametrize(
     ("path", "cells"),
     [
-        ("bench/methods/simclr.py", {"simclr", "simclr knn"}),
-        ("bench/methods/random_init.py", {"random_init", "random_init knn"}),
-        ("bench/evaluators/knn.py", {"raw_pixels knn", "random_init knn", "simclr knn"}),
-        ("bench/heads.py", {"simclr", "simclr knn"}),
-        ("bench/random.py", {"random_init", "simclr", "random_init knn", "simclr knn", "raw_pixels knn"}),
+        ("bench/methods/simclr.py", everything_of("simclr")),
+        ("bench/methods/random_init.py", everything_of("random_init")),
+        ("bench/evaluators/linear.py", {name for name in ALL if name.endswith(" linear")}),
+        ("bench/heads.py", everything_of("simclr", "nnclr")),
+        ("bench/support.py", everything_of("nnclr")),
+        ("bench/pretrain.py", everything_of(*TRAINED)),
+        ("bench/random.py", ALL),
+        ("bench/numerics.py", ALL),
         ("bench/exhibits/main_table.py", set()),
         ("bench/report.py", set()),
         ("bench/launch.py", set()),
         ("bench/store.py", set()),
+        ("bench/plan.py", set()),
         ("bench/cli.py", set()),
         ("bench/data/readers/embedded_mnist.py", set()),
     ],
 )
 def test_what_follows_from_a_changed_file(moved, path, cells):
-    assert {label.rpartition(" seed ")[0] for label in moved[path]} == cells
+    assert {label.partition(" seed ")[0] for label in moved[path]} == cells
 
 
 def test_comments_docstrings_and_signatures_move_no_key(tmp_path):

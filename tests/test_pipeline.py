@@ -95,9 +95,7 @@ def test_a_comment_in_a_method_runs_the_plan_and_nothing_that_computes(restored)
 
 def test_a_removed_output_is_collected_again_without_importing_torch(restored):
     shutil.rmtree(restored.here / "records" / "knn")
-    told = restored.run(
-        "dvc", "repro", "--force", "--single-item", "evaluate@knn", PYTHONPROFILEIMPORTTIME="1"
-    )
+    told = restored.run("dvc", "repro", "--force", "--single-item", "evaluate@knn", PYTHONPROFILEIMPORTTIME="1")
     assert "evaluate@knn" in stages_run(told.stdout)[0]
     assert "pydantic" in told.stderr
     assert not re.search(r"\| +torch(vision)?$", told.stderr, re.MULTILINE)
@@ -136,9 +134,7 @@ def test_a_nan_fails_its_cells_with_step_and_rate_while_the_others_finish(restor
     reports = restored.files(restored.here / "reports")
     told = restored.run("bench", "repro", check=False)
     assert told.returncode != 0
-    assert re.search(
-        r"simclr seed 0: TrainingError: the loss is \w+ at step \d+ of 10 .*learning rate", told.stderr
-    )
+    assert re.search(r"simclr seed 0: TrainingError: the loss is \w+ at step \d+ of 10 .*learning rate", told.stderr)
     assert "simclr knn seed 1: the encoder it needs failed" in told.stderr
     missing = set(restored.cells("--missing"))
     assert missing == {f"simclr{p} seed {s}" for p in ("", " knn") for s in (0, 1)}

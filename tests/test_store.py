@@ -1,17 +1,17 @@
 """The store: cells appear whole, once, and damage is seen."""
 
-import os
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from bench.files import write_bytes, write_json
-from bench.launch import CellsFailedError, ensure, work
-from bench.params import Cluster
+from bench.files import UnwritableError, write_bytes, write_json
+from bench.launch import CellsFailedError, MixedNumericsError, ensure, work
 from bench.plan import Cell
-from bench.store import Store, StoreError
+from bench.settings import Cluster
+from bench.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,9 +67,7 @@ def test_a_lock_is_held_by_one_process_and_freed_when_it_dies(tmp_path):
         "    print(held, flush=True); time.sleep(60)"
     )
     store = Store(tmp_path)
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     with holder:
         assert holder.stdout is not None
         assert holder.stdout.readline().strip() == "True"
@@ -81,9 +79,8 @@ def test_a_lock_is_held_by_one_process_and_freed_when_it_dies(tmp_path):
             assert held
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc").is_dir(), reason="root may write anywhere here")
 def test_a_store_that_cannot_be_written_is_an_error_that_says_how_to_mend_it():
-    with pytest.raises(StoreError, match=r"/proc/nowhere.*BENCH_STORE"):
+    with pytest.raises(UnwritableError, match=r"/proc/nowhere.*BENCH_STORE"):
         Store(Path("/proc/nowhere")).check()
 
 
@@ -97,12 +94,11 @@ def test_a_write_leaves_no_half_file(tmp_path):
 
 
 def cell(key: str, needs: str | None = None) -> Cell:
-    """A cell whose computation fails at once: its config names no data."""
+    """A cell whose computation fails at once: its config names no method."""
     stage = "evaluate" if needs else "pretrain"
-    config = {"numerics": "portable", "threads": 1, "device": "cpu"}
-    return Cell(
-        key, stage, "m", "m", 0, config, {"name": "none", "sha256": "0" * 12, "reader": "none"}, needs
-    )
+    config = {"stage": stage, "numerics": "portable", "threads": 1, "device": "cpu", "code": "", "versions": {}}
+    config |= {"protocol": {"name": "knn"}} if needs else {"method": {"name": "none"}, "encoder": {"name": "conv4"}}
+    return Cell(key, stage, "m", "m", 0, config, {"name": "none", "sha256": "0" * 12, "reader": "none"}, needs)
 
 
 def test_a_failed_cell_names_its_reason_and_fails_what_needs_it(tmp_path):
@@ -110,7 +106,7 @@ def test_a_failed_cell_names_its_reason_and_fails_what_needs_it(tmp_path):
     with pytest.raises(CellsFailedError) as caught:
         ensure([cell("aa"), cell("bb", needs="aa")], [], cluster, store)
     message = str(caught.value)
-    assert "unknown reader 'none'" in message
+    assert "unknown method 'none'; " in message
     assert "the encoder it needs failed" in message
     assert str(tmp_path / "failed" / "aa.log") in message
 
@@ -118,11 +114,54 @@ def test_a_failed_cell_names_its_reason_and_fails_what_needs_it(tmp_path):
 def test_a_cell_whose_process_dies_is_failed_after_two_starts_and_stops_no_other(tmp_path):
     store = Store(tmp_path)
     listed = tmp_path / "submission" / "cells.json"
-    from dataclasses import asdict
-
     write_json(listed, [asdict(cell("aa"))])
     (listed.parent / "aa.starts").write_bytes(b"..")
     work(listed, tmp_path, 0.0)
     failure = store.failure("aa")
     assert failure is not None
     assert "died 2 times" in failure["error"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"), [({"code": "other"}, "code has changed"), ({"versions": {"torch": "0"}}, "the plan is for")]
+)
+def test_other_code_or_packages_than_the_key_says_are_refused(tmp_path, change, reason):
+    from bench.compute import PlanIsStaleError, compute
+    from bench.fingerprint import code_hash
+    from bench.plan import code_modules, current_versions
+
+    planned = cell("aa")
+    config = {**planned.config, "method": {"name": "simclr"}, "versions": current_versions()}
+    config["code"] = code_hash(code_modules(config))
+    stale = replace(planned, config=config | change)
+    with pytest.raises(PlanIsStaleError, match=reason):
+        compute(stale, Store(tmp_path), checkpoint_seconds=0.0)
+    assert not Store(tmp_path).has("aa")
+
+
+def test_a_cell_folder_that_is_not_whole_is_set_aside(tmp_path):
+    store = Store(tmp_path)
+    store.path("k").mkdir(parents=True)
+    assert "damaged" in (store.set_aside_if_damaged("k") or "")
+    publish(store, "k")
+    (store.path("k") / "cell.json").write_text("{")
+    assert "cell.json damaged" in (store.set_aside_if_damaged("k") or "")
+    assert not store.path("k").exists()
+    assert store.set_aside_if_damaged("k") is None
+
+
+def test_an_evaluation_whose_encoder_is_nowhere_fails_instead_of_waiting_for_ever(tmp_path):
+    listed = tmp_path / "submission" / "cells.json"
+    write_json(listed, [asdict(cell("bb", needs="zz"))])
+    work(listed, tmp_path, 0.0)
+    failure = Store(tmp_path).failure("bb")
+    assert failure is not None
+    assert "neither computed nor planned" in failure["error"]
+
+
+def test_cells_of_several_numerics_cannot_share_one_process(tmp_path):
+    cluster = Cluster(name="debug", workers=None, checkpoint_seconds=0)
+    other = cell("bb")
+    native = replace(other, config=other.config | {"numerics": "native"})
+    with pytest.raises(MixedNumericsError, match="use cluster: local"):
+        ensure([cell("aa"), native], [], cluster, Store(tmp_path))

@@ -6,6 +6,7 @@ The manifest is small and is what the pipeline tracks; the arrays can be made ag
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -15,8 +16,9 @@ import numpy as np
 
 from bench.data import READERS
 from bench.data.source import DataError, ImageSet
-from bench.files import checkout, write_json
+from bench.files import checkout, demand_writable, write_json
 
+UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile)  # what numpy raises for damaged files
 ARRAYS = ("images", "labels", "test")
 
 
@@ -31,6 +33,8 @@ def prepare(name: str, reader: str, options: Mapping[str, Any], manifests: Path)
     Returns:
         The manifest: rows, size, channels, classes, split, and a checksum of every array.
     """
+    demand_writable(data_root(), "set BENCH_DATA to a folder that can")
+    demand_writable(manifests, "the pipeline writes its manifests there")
     images = READERS[reader](**options)
     manifest = {"name": name, "reader": reader, "options": dict(options), **_describe(images)}
     folder = _folder(manifest)
@@ -46,14 +50,15 @@ def load(manifest: Mapping[str, Any]) -> ImageSet:
     Raises:
         DataError: an array's bytes are not those that the manifest vouches for.
     """
-    return _load(json.dumps(manifest, sort_keys=True))
+    return _load(json.dumps(manifest, sort_keys=True), data_root())
 
 
 @lru_cache(maxsize=4)
-def _load(text: str) -> ImageSet:
+def _load(text: str, root: Path) -> ImageSet:
     manifest = json.loads(text)
     folder = _folder(manifest)
-    if not folder.is_dir():
+    if not all((folder / f"{array}.npy").is_file() for array in ARRAYS):
+        demand_writable(data_root(), "set BENCH_DATA to a folder that can")
         images = READERS[manifest["reader"]](**manifest["options"])
         if _describe(images)["arrays"] != manifest["arrays"]:
             raise DataError(
@@ -66,7 +71,7 @@ def _load(text: str) -> ImageSet:
         path = folder / f"{array}.npy"
         try:
             arrays[array] = np.load(path, mmap_mode="r" if array == "images" else None)
-        except (OSError, ValueError) as error:
+        except UNREADABLE as error:
             raise DataError(f"{path} cannot be read ({error}); {_mend(folder)}") from None
         if _checksum(arrays[array]) != manifest["arrays"][array]:
             raise DataError(f"{path} is damaged (its checksum is another); {_mend(folder)}")
@@ -106,7 +111,7 @@ def _checksum(array: np.ndarray) -> str:
 def _intact(folder: Path, manifest: Mapping[str, Any]) -> bool:
     try:
         arrays = {array: np.load(folder / f"{array}.npy") for array in ARRAYS}
-    except (OSError, ValueError):
+    except UNREADABLE:
         return False
     return all(_checksum(arrays[array]) == manifest["arrays"][array] for array in ARRAYS)
 

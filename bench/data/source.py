@@ -36,10 +36,7 @@ class ImageSet:
             raise DataError(f"images want uint8, not {self.images.dtype}")
         if self.labels.shape != (n,) or self.test.shape != (n,):
             raise DataError(
-                f"{n} images want as many labels and split marks, "
-                f"not {self.labels.shape} and {self.test.shape}"
+                f"{n} images want as many labels and split marks, not {self.labels.shape} and {self.test.shape}"
             )
         if n and not 0 <= self.labels.min() <= self.labels.max() < self.classes:
-            raise DataError(
-                f"labels want 0 to {self.classes - 1}, not {self.labels.min()} to {self.labels.max()}"
-            )
+            raise DataError(f"labels want 0 to {self.classes - 1}, not {self.labels.min()} to {self.labels.max()}")

@@ -27,6 +27,10 @@ class Split:
     validation: NDArray[np.int64]
     test: NDArray[np.int64]
 
+    def inner(self, count: int) -> NDArray[np.int64]:
+        """(count,) of the labelled rows, by address, for choices made while settings are tuned."""
+        return np.sort(self.labelled[permutation(SEED, "inner", self.labelled)][:count])
+
 
 def split(images: ImageSet, *, validation: float, fraction: float) -> Split:
     """Cut an image set.
@@ -46,7 +50,5 @@ def split(images: ImageSet, *, validation: float, fraction: float) -> Split:
     shuffled = labelled[permutation(SEED, "fraction", labelled)]
     train = np.sort(shuffled[: round(fraction * len(labelled))])
     if len(train) == 0:
-        raise DataError(
-            f"data: validation {validation} and fraction {fraction} leave none of {len(ids)} rows"
-        )
+        raise DataError(f"data: validation {validation} and fraction {fraction} leave none of {len(ids)} rows")
     return Split(train, labelled, np.sort(order[:held_out]), np.flatnonzero(images.test))

@@ -6,6 +6,7 @@ is averaged to 2x2, so that dim = 32 w at any image size.
 
 from itertools import pairwise
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -31,11 +32,20 @@ class Conv4(Encoder):
         strides = [stem_stride, STRIDE, STRIDE, 1]
         blocks = [_block(*pair, stride) for pair, stride in zip(pairwise(widths), strides, strict=True)]
         self.blocks = nn.Sequential(*blocks)
-        self.pool = nn.AdaptiveAvgPool2d(POOLED)
         self.dim = widths[-1] * POOLED**2
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-        return self.pool(self.blocks(x)).flatten(1)  # (n, dim)
+        return _pool(self.blocks(x)).flatten(1)  # (n, dim)
+
+
+def _pool(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c k"]:
+    """Adaptive 2x2 average pooling: quarters, which share the middle where a side is odd.
+
+    torch's own has no deterministic gradient on CUDA.
+    """
+    tall, wide = (x.shape[2] + 1) // 2, (x.shape[3] + 1) // 2
+    rows, columns = (slice(tall), slice(-tall, None)), (slice(wide), slice(-wide, None))
+    return torch.stack([x[:, :, r, c].mean((2, 3)) for r in rows for c in columns], 2)
 
 
 def _block(channels: int, width: int, stride: int) -> nn.Sequential:

@@ -11,15 +11,13 @@ from torch import Tensor
 
 from bench.evaluators.base import EvaluationData, Result
 from bench.features import Trained
-from bench.options import Counts, Positive
+from bench.options import Positive, RowCounts
 
 CHUNK = 512  # queries at a time, so that the similarities of large sets are never all in memory
 DIGITS = 12  # similarities that agree to so many decimals are ties, whatever order they were summed in
 
 
-def evaluate(
-    trained: Trained, data: EvaluationData, *, seed: int, k: Counts, temperature: Positive
-) -> Result:
+def evaluate(trained: Trained, data: EvaluationData, *, seed: int, k: RowCounts, temperature: Positive) -> Result:
     """Top-1 of the vote on representations h, for each k (a fraction, not per cent).
 
     Raises:
@@ -63,38 +61,39 @@ def knn_predict(
     """
     if not 1 <= k <= len(bank):
         raise ValueError(f"k wants 1 to the bank's {len(bank)} rows, not {k}")
-    if temperature <= 0:
+    if not temperature > 0:
         raise ValueError(f"temperature wants a positive number, not {temperature}")
     if not 0 <= int(bank_labels.min()) <= int(bank_labels.max()) < classes:
         raise ValueError(f"labels want 0 to {classes - 1}")
+    if not (bank.isfinite().all() and queries.isfinite().all()):
+        raise ValueError("features hold values that are not finite")
     rows = F.normalize(bank.double(), dim=1)
     chunks = F.normalize(queries.double(), dim=1).split(CHUNK)
     return torch.cat([_vote(c @ rows.mT, bank_labels, k, temperature, classes) for c in chunks])
 
 
-def _vote(
-    similarity: Float[Tensor, "q n"],
-    labels: Int[Tensor, " n"],
-    k: int,
-    temperature: float,
-    classes: int,
-) -> Int[Tensor, " q"]:
+def nearest_rows(similarity: Float[Tensor, "q n"], k: int) -> Int[Tensor, "q k"]:
+    """The k most similar rows of each query, nearest first; of equally similar ones the lower row first."""
     similarity = similarity.round(decimals=DIGITS)
-    chosen = _nearest(similarity, k)  # (q, k), ascending rows
-    s = similarity.gather(1, chosen)
-    weights = ((s - s.max(1, keepdim=True).values) / temperature).exp()  # (q, k), the largest is 1
-    votes = weights.new_zeros(len(s), classes)
-    votes.scatter_add_(1, labels[chosen], weights)
-    votes = votes.round(decimals=DIGITS)
-    best = votes == votes.max(1, keepdim=True).values
-    numbers = torch.arange(classes, device=votes.device)
-    return torch.where(best, numbers, classes).min(1).values
-
-
-def _nearest(similarity: Float[Tensor, "q n"], k: int) -> Int[Tensor, "q k"]:
-    """The k most similar rows of each query, the lower ones where some are equal, in ascending order."""
     last = similarity.topk(k, dim=1).values[:, -1:]  # (q, 1)
     above, equal = similarity > last, similarity == last
     wanted = k - above.sum(1, keepdim=True)
     chosen = above | (equal & (equal.cumsum(1) <= wanted))
-    return chosen.nonzero()[:, 1].view(len(similarity), k)
+    rows = chosen.nonzero()[:, 1].view(len(similarity), k)  # ascending
+    order = similarity.gather(1, rows).argsort(dim=1, descending=True, stable=True)
+    return rows.gather(1, order)
+
+
+def _vote(
+    similarity: Float[Tensor, "q n"], labels: Int[Tensor, " n"], k: int, temperature: float, classes: int
+) -> Int[Tensor, " q"]:
+    rows = nearest_rows(similarity, k)  # (q, k)
+    s = similarity.gather(1, rows).round(decimals=DIGITS)
+    weights = ((s - s[:, :1]) / temperature).exp()  # (q, k), the largest is 1
+    votes = weights.new_zeros(len(s), classes)
+    votes.scatter_add_(1, labels[rows], weights)
+    # sums of k weights in another order differ by so much: such scores are equal
+    rounding = 4 * rows.shape[1] * torch.finfo(votes.dtype).eps
+    best = votes >= votes.max(1, keepdim=True).values * (1 - rounding)
+    numbers = torch.arange(classes, device=votes.device)
+    return torch.where(best, numbers, classes).min(1).values

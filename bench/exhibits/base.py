@@ -2,22 +2,49 @@
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 from bench.stats import Interval
 
-NAMES = {"raw_pixels": "Raw pixels", "random_init": "Random init", "simclr": "SimCLR"}
+NAMES = {
+    "raw_pixels": "Raw pixels",
+    "random_init": "Random init",
+    "supervised": "Supervised",
+    "simclr": "SimCLR",
+    "nnclr": "NNCLR",
+}
 # Okabe and Ito's colours that reach a contrast of 3:1 on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")
+MARKERS = "osD^vPX*"
+STYLES = ("-", "--", ":", "-.")
+DPI = 150  # of PNG files
 DECIMALS = 6  # of plotted and tabulated values: noise of the last bits must not reach a file
 
 
 def display(name: str) -> str:
     """A method's name as papers print it."""
     return NAMES.get(name, name)
+
+
+def look(method: str, methods: Sequence[str]) -> dict[str, Any]:
+    """A method's colour, marker and line style: the same in every figure, and never colour alone."""
+    i = list(methods).index(method)
+    return {
+        "color": COLOURS[i % len(COLOURS)],
+        "marker": MARKERS[i % len(MARKERS)],
+        "linestyle": STYLES[i // len(COLOURS) % len(STYLES)],
+    }
+
+
+def headlines(frame: pd.DataFrame, gathered: dict[str, Any]) -> dict[str, str]:
+    """Each protocol's headline metric: the first of its records."""
+    present = set(frame["protocol"])
+    return {p: str(frame.loc[frame["protocol"] == p, "metric"].iloc[0]) for p in gathered["protocols"] if p in present}
 
 
 def percent(interval: Interval) -> str:
@@ -50,15 +77,42 @@ class Table:
         writer.writerows(self.data)
         return text.getvalue()
 
+    def latex(self) -> str:
+        """The table in LaTeX, for booktabs."""
+        head, *body = [[_escape(cell) for cell in row] for row in [self.columns, *self.rows]]
+        lines = [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_escape(self.caption)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
+            r"\toprule",
+            " & ".join(head) + r" \\",
+            r"\midrule",
+            *(" & ".join(row) + r" \\" for row in body),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+        return "\n".join(lines) + "\n"
+
+
+_LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "±": r"$\pm$", "{": r"\{", "}": r"\}"}
+_LATEX |= {"−": "$-$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+
+
+def _escape(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
+
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure as SVG, with the caption and the text for those who cannot see it."""
+    """A figure, with the caption and the text for those who cannot see it."""
 
     name: str
     caption: str
     alt: str
     svg: bytes
+    png: bytes
 
 
 @contextmanager
@@ -75,13 +129,20 @@ def drawing(name: str) -> Iterator[Any]:
         "axes.spines.top": False,
         "axes.spines.right": False,
     }
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a user's own matplotlibrc must not reach a figure
+        matplotlib.use("Agg")
+        matplotlib.rcParams.update(style)
         yield plt
         plt.close("all")
 
 
-def to_svg(figure: Any) -> bytes:
-    """The figure's bytes, without date or version."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
+def finish(name: str, caption: str, alt: str, figure: Any) -> Figure:
+    """The figure as SVG and PNG, without date or version."""
+    nothing: dict[str, dict[str, None]] = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
+    files = []
+    for kind, metadata in nothing.items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, metadata=metadata, dpi=DPI)
+        files.append(buffer.getvalue())
+    return Figure(name, caption, alt, *files)

@@ -1,45 +1,41 @@
-"""Training loss of every method that trains, a panel each: their losses have no common scale."""
+"""Training loss of every method on one axis, each scaled by its loss at chance."""
 
 from typing import Any
 
-from bench.exhibits.base import COLOURS, DECIMALS, Figure, display, drawing, to_svg
+from bench.exhibits.base import DECIMALS, Figure, display, drawing, finish, look
 
 
 def loss_curves(gathered: dict[str, Any]) -> Figure:
-    """The mean over seeds, thick, and every seed, thin, against the epoch."""
-    methods = [m for m in gathered["methods"] if any(_of(gathered, m))]
+    """Loss / loss at chance against the epoch: the mean over seeds thick, every seed thin."""
+    methods = [m for m in gathered["methods"] if _curves(gathered, m)]
     with drawing("loss") as plt:
-        figure, axes = plt.subplots(
-            1, max(1, len(methods)), figsize=(3.2 * max(1, len(methods)), 2.4), squeeze=False
-        )
-        for axis, method, colour in zip(axes[0], methods, COLOURS, strict=False):
-            curves = _of(gathered, method)
+        figure, axis = plt.subplots(figsize=(4.6, 3.0))
+        for method in methods:
+            style = look(method, gathered["methods"])
+            curves = _curves(gathered, method)
             for curve in curves:
-                axis.plot(*zip(*curve, strict=True), color=colour, linewidth=0.6, alpha=0.6)
+                axis.plot(*zip(*curve, strict=True), color=style["color"], linewidth=0.5, alpha=0.5)
             epochs = [epoch for epoch, _ in curves[0]]
-            means = [
-                round(sum(curve[i][1] for curve in curves) / len(curves), DECIMALS)
-                for i in range(min(map(len, curves)))
-            ]
-            axis.plot(epochs[: len(means)], means, color=colour, linewidth=1.8)
-            axis.set_title(f"{display(method)} (n = {len(curves)})")
-            axis.set_xlabel("epoch")
-            axis.set_ylabel("training loss")
+            means = [round(sum(c[i][1] for c in curves) / len(curves), DECIMALS) for i in range(len(epochs))]
+            axis.plot(epochs, means, label=f"{display(method)} (n = {len(curves)})", markersize=3, **style)
+        axis.set_xlabel("epoch")
+        axis.set_ylabel("training loss / loss at chance")
+        if methods:
+            axis.legend(frameon=False)
         figure.tight_layout()
-        svg = to_svg(figure)
-    names = ", ".join(display(m) for m in methods) or "no method"
-    return Figure(
-        "loss",
-        "Does training go down, and do seeds agree? Mean loss of each epoch; thick: mean over seeds, "
-        "thin: each seed. Panels have scales of their own.",
-        f"Training loss against epoch for {names}",
-        svg,
-    )
+        return finish(
+            "loss",
+            "Does training go down, and do seeds agree? Mean training loss of each epoch, divided by the loss "
+            "of an encoder that tells nothing apart (SimCLR: ln(2n - 1), NNCLR: ln n, supervised: ln of the "
+            "number of classes), so that methods can share the axis. Thick: mean over seeds; thin: each seed.",
+            f"Scaled training loss against epoch for {', '.join(map(display, methods)) or 'no method'}",
+            figure,
+        )
 
 
-def _of(gathered: dict[str, Any], method: str) -> list[list[tuple[int, float]]]:
+def _curves(gathered: dict[str, Any], method: str) -> list[list[tuple[int, float]]]:
     return [
-        [(line["epoch"], round(line["loss"], DECIMALS)) for line in cell["history"]]
+        [(line["epoch"], round(line["loss"] / line["chance"], DECIMALS)) for line in cell["history"]]
         for cell in gathered["pretraining"]
-        if cell["method"] == method and cell["history"]
+        if cell["method"] == method and cell["history"] and "chance" in cell["history"][0]
     ]

@@ -52,15 +52,11 @@ class DataInfo:
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters, by name, that share factors of the learning rate and of the weight decay.
-
-    `frozen_until` is the step before which they do not move.
-    """
+    """Parameters, by name, that share factors of the learning rate and of the weight decay."""
 
     names: list[str]
     lr: float = 1.0
     decay: float = 1.0
-    frozen_until: int = 0
 
 
 Extract = Callable[[nn.Module], Tensor]
@@ -75,6 +71,7 @@ class Method(nn.Module, ABC):
     """
 
     trains: ClassVar[bool] = True
+    views: ClassVar[int | None] = None  # how many a recipe must show; None: any number
     encoder: Encoder
 
     def __init__(self, encoder: Encoder):
@@ -88,6 +85,13 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def loss(self, e: dict[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """The loss of all gathered rows, and numbers for the history."""
+
+    def chance(self, rows: int) -> float | None:
+        """The loss of an encoder that tells nothing apart, on a batch of `rows` images; None: undefined.
+
+        Plots divide by it, so that methods can share an axis.
+        """
+        return None
 
     def after_step(self, e: dict[str, Tensor], batch: Batch, progress: Progress) -> None:
         """Effects that follow the optimiser: momentum, enqueue, bank, prototypes."""

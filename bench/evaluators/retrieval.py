@@ -1,0 +1,56 @@
+"""Nearest neighbours of queries, over training: NNCLR, 2104.14548, figure 7; InstDisc, 1805.01978, figure 5.
+
+Of every query's k nearest rows of the bank (cosine on h, clean training and validation images), the share
+that carries the query's class; after the last epoch, and after each snapshot. The pictures are of the first
+query of each class, by row: chosen by that rule, never by hand.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.evaluators.base import EvaluationData, Result
+from bench.evaluators.knn import nearest_rows
+from bench.features import Trained
+from bench.options import PositiveInt
+
+
+def evaluate(trained: Trained, data: EvaluationData, *, seed: int, k: PositiveInt, pictured: PositiveInt) -> Result:
+    """Precision at k (a fraction), last epoch first; arrays hold the pictured queries and neighbours.
+
+    Args:
+        trained: the encoder.
+        data: bank and queries.
+        seed: the cell's; nothing is drawn.
+        k: neighbours.
+        pictured: how many queries are kept as pictures, of the first classes.
+
+    Raises:
+        ValueError: k above the number of rows in the bank.
+    """
+    images = torch.cat([data.train.images, data.validation.images])
+    labels = torch.cat([data.train.labels, data.validation.labels])
+    if k > len(images):
+        raise ValueError(f"k wants 1 to the bank's {len(images)} rows, not {k}")
+    shown = _first_of_each_class(data.query.labels, min(pictured, data.classes))
+    metrics, arrays = {}, {"queries": data.query.images[shown], "labels": data.query.labels[shown].cpu()}
+    for name, encoder in {"": trained, **{f"_epoch{e}": t for e, t in trained.snapshots.items()}}.items():
+        neighbours = _neighbours(encoder, images, data.query.images, k)  # (q, k)
+        same = labels[neighbours] == data.query.labels[:, None]
+        metrics[f"precision{name}"] = same.double().mean().item()
+        picked = neighbours[shown].cpu()
+        arrays[f"neighbours{name}"] = images[picked]  # (pictured, k, h, w, c)
+        arrays[f"same{name}"] = same[shown].cpu()
+    return Result(metrics, {name: array.numpy() for name, array in arrays.items()})
+
+
+def _first_of_each_class(labels: Tensor, classes: int) -> Tensor:
+    first = [(labels == c).nonzero()[:1, 0] for c in range(classes)]
+    return torch.cat(first).cpu()
+
+
+def _neighbours(trained: Trained, bank: Tensor, queries: Tensor, k: int) -> Tensor:
+    """(q, k) rows of the bank, nearest first; of equally near ones the lower first."""
+    rows = F.normalize(trained.features(bank).double(), dim=1)
+    vectors = F.normalize(trained.features(queries).double(), dim=1)
+    return torch.cat([nearest_rows(chunk @ rows.mT, k) for chunk in vectors.split(512)])

@@ -1,0 +1,277 @@
+"""The types of params.yaml: frozen, strict, and bounded."""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Interval, Len, MinLen
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from bench.options import Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt
+
+Range = Annotated[list[float], Len(2, 2)]
+
+
+class Strict(BaseModel):
+    """Frozen, and no key beyond the declared ones."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Dataset(Strict):
+    """An image set that `prepare` makes ready."""
+
+    reader: str
+    options: dict[str, Any] = {}
+
+
+class Data(Strict):
+    """What encoders train on."""
+
+    name: str
+    validation: Annotated[float, Interval(ge=0, lt=1)]
+    fraction: Annotated[float, Interval(gt=0, le=1)]
+
+
+class Named(BaseModel):
+    """A component by name, with its options beside the name."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All but the name."""
+        return dict(self.model_extra or {})
+
+
+class Sgd(Strict):
+    """Stochastic gradient descent."""
+
+    name: Literal["sgd"]
+    lr: Positive
+    momentum: Fraction
+    weight_decay: NonNegative
+    decay_norm_bias: bool
+
+
+class AdamW(Strict):
+    """Adam with decoupled weight decay."""
+
+    name: Literal["adamw"]
+    lr: Positive
+    weight_decay: NonNegative
+    decay_norm_bias: bool
+
+
+class Lars(Strict):
+    """Layer-wise adaptive rates, for large batches."""
+
+    name: Literal["lars"]
+    lr: Positive
+    momentum: Fraction
+    eta: Positive
+    weight_decay: NonNegative
+    decay_norm_bias: bool
+
+
+Optimizer = Annotated[Sgd | AdamW | Lars, Field(discriminator="name")]
+
+
+class Schedule(Strict):
+    """The learning rate over training; `warmup` in epochs."""
+
+    warmup: NonNegative
+    decay: Literal["cosine", "constant"]
+
+
+class Crop(Strict):
+    """Random resized crop: share of the area and aspect ratio."""
+
+    scale: Range
+    ratio: Range
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Crop":
+        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
+            if not 0 < low <= high:
+                raise ValueError(f"{name} wants 0 < low <= high, not [{low}, {high}]")
+        return self
+
+
+class Flip(Strict):
+    """Horizontal flip with probability p."""
+
+    p: Fraction
+
+
+class Jitter(Strict):
+    """Colour jitter, in an order drawn per image, with probability p."""
+
+    brightness: NonNegative
+    contrast: NonNegative
+    saturation: NonNegative
+    hue: Annotated[float, Interval(ge=0, le=0.5)]
+    p: Fraction
+
+
+class Grayscale(Strict):
+    """Grayscale with probability p."""
+
+    p: Fraction
+
+
+class Blur(Strict):
+    """Gaussian blur with probability p: kernel side in pixels (odd), range of sigma."""
+
+    kernel: PositiveInt
+    sigma: Range
+    p: Fraction
+
+    @model_validator(mode="after")
+    def _odd(self) -> "Blur":
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel wants an odd number of pixels, not {self.kernel}")
+        if not 0 < self.sigma[0] <= self.sigma[1]:
+            raise ValueError(f"sigma wants 0 < low <= high, not {self.sigma}")
+        return self
+
+
+class Solarise(Strict):
+    """Invert what is at least as bright as the threshold, with probability p."""
+
+    threshold: Fraction
+    p: Fraction
+
+
+class Op(Strict):
+    """One step of a view: exactly one of the keys."""
+
+    crop: Crop | None = None
+    flip: Flip | None = None
+    jitter: Jitter | None = None
+    grayscale: Grayscale | None = None
+    blur: Blur | None = None
+    solarise: Solarise | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "Op":
+        given = sorted(self.model_fields_set)
+        if len(given) != 1 or getattr(self, given[0]) is None:
+            raise ValueError(f"an op is one key with its settings, not {given}")
+        return self
+
+
+class View(Strict):
+    """`count` views of `size` pixels, made by `ops` in order; a crop, where there is one, is first."""
+
+    role: Literal["global", "local"]
+    count: PositiveInt
+    size: PositiveInt
+    ops: list[Op]
+
+    @model_validator(mode="after")
+    def _blur_fits(self) -> "View":
+        wide = [op.blur.kernel for op in self.ops if op.blur is not None and op.blur.kernel // 2 >= self.size]
+        if wide:
+            raise ValueError(f"blur.kernel: {wide[0]} reaches beyond a view of {self.size} pixels")
+        return self
+
+    @model_validator(mode="after")
+    def _crop_is_first(self) -> "View":
+        if any(op.crop is not None for op in self.ops[1:]):
+            raise ValueError("a crop stands first: later ops work at the view's size")
+        return self
+
+
+class Recipe(Strict):
+    """An augmentation, as data."""
+
+    views: Annotated[list[View], MinLen(1)]
+
+
+class Training(Strict):
+    """How one method is pretrained."""
+
+    epochs: PositiveInt
+    batch: Annotated[int, Ge(2)]
+    last_batch: Literal["drop", "keep"]
+    optimizer: Optimizer
+    schedule: Schedule
+    recipe: str
+    precision: Literal["fp32", "bf16"]
+    numerics: Literal["portable", "native"]
+    device: Literal["cpu", "cuda"]
+    threads: PositiveInt
+    shards: Literal[1]  # until distributed training is built
+    snapshots: list[PositiveInt]
+
+    @model_validator(mode="after")
+    def _portable_is_one_thread(self) -> "Training":
+        if self.numerics == "portable" and self.threads != 1:
+            raise ValueError(f"portable numerics need threads: 1, not {self.threads} (or numerics: native)")
+        return self
+
+
+class Study(Strict):
+    """An ablation: a base method, and dotted paths into this file with the levels each takes."""
+
+    base: str
+    vary: Annotated[dict[str, Annotated[list[Any], MinLen(1)]], MinLen(1)]
+    protocols: Annotated[list[str], MinLen(1)]
+
+
+class Tuning(Strict):
+    """Trials on the validation part: for each method the same number, at seeds that no table uses."""
+
+    seeds: Annotated[list[Annotated[int, Ge(1000)]], MinLen(1)]
+    protocol: str
+    trials: dict[str, Annotated[dict[str, Annotated[list[Any], MinLen(1)]], MinLen(1)]]
+
+    @model_validator(mode="after")
+    def _equal(self) -> "Tuning":
+        counts = {method: math.prod(map(len, vary.values())) for method, vary in self.trials.items()}
+        if len(set(counts.values())) > 1:
+            raise ValueError(f"every method wants the same number of trials, not {counts}")
+        return self
+
+
+class Cluster(Strict):
+    """How cells are run; never part of a key."""
+
+    name: Literal["local", "debug"]
+    workers: PositiveInt | None
+    checkpoint_seconds: NonNegative
+
+
+class Params(Strict):
+    """The whole file."""
+
+    seeds: Annotated[list[NonNegativeInt], MinLen(1)]
+    datasets: Annotated[dict[str, Dataset], MinLen(1)]
+    data: Data
+    encoder: Named
+    defaults: Training
+    recipes: dict[str, Recipe]
+    methods: Annotated[dict[str, dict[str, Any]], MinLen(1)]
+    training: dict[str, dict[str, Any]]
+    raw_pixels: bool
+    evaluations: Annotated[dict[str, dict[str, Any]], MinLen(1)]
+    studies: dict[str, Study]
+    tuning: Tuning
+    cluster: Cluster
+
+    def training_of(self, method: str) -> Training:
+        """The defaults with the method's own settings laid over them."""
+        changes = self.training.get(method, {})
+        return Training.model_validate(overlay(self.defaults.model_dump(), changes))
+
+
+def overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`changes` laid over `base` key by key; a mapping that gives a `name` stands alone."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        both = isinstance(value, Mapping) and isinstance(old, Mapping)
+        merged[key] = overlay(old, value) if both and "name" not in value else value  # type: ignore[arg-type]
+    return merged

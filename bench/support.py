@@ -1,0 +1,93 @@
+"""Sets of past embeddings: the first-in first-out support set of NNCLR and SNCLR."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from bench.losses import similarities, unit
+from bench.random import derive
+
+NOISE = -1  # the origin of a row that no image has filled yet
+
+
+class SupportSet(nn.Module):
+    """The last `size` embeddings pushed, of unit length (Dwibedi et al., NNCLR, 2104.14548, sec. 3.2).
+
+    It begins as random unit rows. All of its state is in persistent buffers, so a resumed run finds the
+    same neighbours; it moves with the module it belongs to.
+
+    Args:
+        size: how many embeddings it holds.
+        dim: of an embedding.
+        seed: of the initial rows.
+    """
+
+    ring: Tensor
+    origins: Tensor
+    pushed: Tensor
+
+    def __init__(self, size: int, dim: int, seed: int):
+        super().__init__()
+        generator = torch.Generator().manual_seed(derive(seed, "support set"))
+        self.register_buffer("ring", unit(torch.randn(size, dim, generator=generator)))
+        self.register_buffer("origins", torch.full((size,), NOISE))
+        self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def size(self) -> int:
+        """How many rows it holds."""
+        return len(self.ring)
+
+    @property
+    def rows(self) -> Float[Tensor, "q d"]:
+        """(size, dim) embeddings, oldest first."""
+        return self.ring.roll(-self._oldest(), 0)
+
+    @property
+    def index(self) -> Int[Tensor, " q"]:
+        """(size,) the image each row came from, -1 for the initial noise; oldest first."""
+        return self.origins.roll(-self._oldest(), 0)
+
+    def _oldest(self) -> int:
+        return int(self.pushed) % self.size
+
+    def nearest(
+        self, z: Float[Tensor, "n d"], k: int = 1, allowed: Bool[Tensor, "..."] | None = None
+    ) -> tuple[Float[Tensor, "n k d"], Int[Tensor, "n k"]]:
+        """The k rows with the largest cosine to each z, nearest first; no gradient flows into them.
+
+        Args:
+            z: (n, dim) embeddings, of any length.
+            k: how many.
+            allowed: (size,) or (n, size) mask of the rows that may be chosen, oldest first.
+
+        Returns:
+            The neighbours (n, k, dim) and their positions (n, k) in `rows`.
+
+        Raises:
+            ValueError: k is not in 1..size, or fewer than k rows are allowed for some z.
+        """
+        if not 1 <= k <= self.size:
+            raise ValueError(f"k wants 1 to the support set's {self.size} rows, not {k}")
+        rows = self.rows
+        with torch.no_grad():
+            cosines = similarities(z.to(rows.dtype), rows)  # (n, size)
+            if allowed is not None:
+                cosines = cosines.masked_fill(~allowed, -torch.inf)
+                if not torch.isfinite(cosines).sum(1).ge(k).all():
+                    raise ValueError(f"fewer than k = {k} rows are allowed for some queries")
+            positions = cosines.topk(k, dim=1).indices  # (n, k)
+        return rows[positions], positions
+
+    @torch.no_grad()
+    def enqueue(self, z: Float[Tensor, "n d"], index: Int[Tensor, " n"] | None = None) -> None:
+        """Push embeddings, the oldest rows leave; of a batch larger than the set, its last rows stay.
+
+        Args:
+            z: (n, dim) embeddings; unit length is made here.
+            index: (n,) the images they came from.
+        """
+        slots = (self.pushed + torch.arange(len(z), device=z.device))[-self.size :] % self.size
+        self.ring[slots] = unit(z)[-self.size :].to(self.ring.dtype)
+        self.origins[slots] = NOISE if index is None else index[-self.size :]
+        self.pushed += len(z)

@@ -1,0 +1,213 @@
+"""The support set: first in, first out, of unit rows, looked up before the step and filled after it."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bench.losses import info_nce
+from bench.methods.base import Batch, DataInfo, Progress
+from bench.methods.nnclr import NNCLR, nnclr_loss
+from bench.support import NOISE, SupportSet
+
+
+def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("size", "batches"),
+    [
+        pytest.param(8, [4, 4, 4], id="divides"),
+        pytest.param(10, [4, 4, 4, 4, 4], id="does_not_divide"),
+        pytest.param(10, [3, 7, 1, 9], id="uneven"),
+        pytest.param(5, [12], id="batch_larger_than_the_set"),
+        pytest.param(5, [2, 12, 3], id="larger_in_between"),
+        pytest.param(4, [4], id="exactly_full"),
+        pytest.param(6, [2], id="not_full_yet"),
+        pytest.param(1, [3, 2], id="one_row"),
+    ],
+)
+def test_it_holds_the_last_rows_pushed_oldest_first(size, batches):
+    support = SupportSet(size, 3, seed=0)
+    pushed, origins = list(support.rows), [NOISE] * size  # naive: a list from which the oldest is dropped
+    for step, n in enumerate(batches):
+        z = numbers(n, 3, seed=step + 1)
+        index = torch.arange(n) + 100 * step
+        support.enqueue(z, index)
+        pushed = [*pushed, *F.normalize(z, dim=1)][-size:]
+        origins = [*origins, *index.tolist()][-size:]
+    torch.testing.assert_close(support.rows, torch.stack(pushed), rtol=0, atol=0)
+    assert support.index.tolist() == origins
+
+
+def test_rows_are_unit_from_the_start_and_whatever_is_pushed():
+    support = SupportSet(7, 4, seed=3)
+    torch.testing.assert_close(support.rows.norm(dim=1), torch.ones(7))
+    support.enqueue(100 * numbers(5, 4))
+    torch.testing.assert_close(support.rows.norm(dim=1), torch.ones(7))
+    assert support.index.tolist() == [NOISE] * 7
+
+
+def test_initial_rows_follow_the_seed():
+    assert torch.equal(SupportSet(5, 3, 1).rows, SupportSet(5, 3, 1).rows)
+    assert not torch.equal(SupportSet(5, 3, 1).rows, SupportSet(5, 3, 2).rows)
+
+
+@pytest.mark.parametrize("k", [1, 3, 9])
+def test_neighbours_are_the_rows_of_largest_cosine_nearest_first(k):
+    support, z = SupportSet(9, 4, seed=0), numbers(6, 4, seed=5)
+    support.enqueue(numbers(5, 4, seed=6))
+    neighbours, positions = support.nearest(z, k)
+    rows = support.rows
+    for i in range(6):
+        cosines = [float(F.cosine_similarity(z[i], row, dim=0)) for row in rows]
+        naive = sorted(range(9), key=lambda j: -cosines[j])[:k]
+        assert positions[i].tolist() == naive
+        assert torch.equal(neighbours[i], rows[naive])
+
+
+def test_a_mask_keeps_rows_out():
+    support, z = SupportSet(6, 3, seed=0), numbers(2, 3)
+    allowed = torch.tensor([[True, False, True, False, True, False], [False, True] * 3])
+    _, positions = support.nearest(z, 3, allowed)
+    assert all(allowed[i, p] for i in range(2) for p in positions[i])
+    with pytest.raises(ValueError, match="fewer than k = 4"):
+        support.nearest(z, 4, allowed)
+
+
+@pytest.mark.parametrize("k", [0, 7])
+def test_more_neighbours_than_rows_is_an_error(k):
+    with pytest.raises(ValueError, match=f"1 to the support set's 6 rows, not {k}"):
+        SupportSet(6, 3, seed=0).nearest(numbers(2, 3), k)
+
+
+def test_all_of_its_state_is_saved_and_restored():
+    support = SupportSet(5, 3, seed=0)
+    support.enqueue(numbers(7, 3), torch.arange(7))
+    other = SupportSet(5, 3, seed=9)
+    other.load_state_dict(support.state_dict())
+    support.enqueue(numbers(3, 3, seed=2), torch.arange(3))
+    other.enqueue(numbers(3, 3, seed=2), torch.arange(3))
+    assert torch.equal(other.rows, support.rows)
+    assert torch.equal(other.index, support.index)
+
+
+def test_a_larger_support_set_never_has_a_farther_neighbour():
+    z, pushed = numbers(8, 4), numbers(40, 4, seed=1)
+    best = []
+    for size in (5, 10, 20, 40):
+        support = SupportSet(size, 4, seed=0)
+        support.enqueue(pushed)
+        neighbours, _ = support.nearest(z)
+        best.append((F.normalize(z, dim=1) * neighbours[:, 0]).sum(1))
+    assert all((after >= before).all() for before, after in pairwise(best))
+
+
+# NNCLR
+
+
+def naive_nnclr(neighbours, predictions, temperature):
+    """Section 3.2, written out: -log of exp(NN_i . p_i / tau) over the sum over k of exp(NN_i . p_k / tau)."""
+
+    def unit(v):
+        return v / v.norm()
+
+    total = 0.0
+    for i in range(len(neighbours)):
+        logits = [unit(neighbours[i]) @ unit(p) / temperature for p in predictions]
+        total = total - (logits[i] - torch.stack(logits).logsumexp(0))
+    return total / len(neighbours)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_the_loss_equals_a_naive_loop_in_value_and_gradient(n):
+    neighbours = numbers(n, 5).double()
+    ours, theirs = (numbers(n, 5, seed=1).double().requires_grad_() for _ in range(2))
+    loss, naive = nnclr_loss(neighbours, ours, 0.1), naive_nnclr(neighbours, theirs, 0.1)
+    torch.testing.assert_close(loss, naive, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(v, [x])[0] for v, x in ((loss, ours), (naive, theirs))), rtol=1e-9, atol=1e-9
+    )
+
+
+def test_self_support_with_its_own_embeddings_it_is_info_nce():
+    z1, p2 = numbers(12, 6), numbers(12, 6, seed=1)
+    support = SupportSet(12, 6, seed=0)
+    support.enqueue(z1)
+    neighbours, positions = support.nearest(z1)
+    assert positions[:, 0].tolist() == list(range(12))
+    torch.testing.assert_close(nnclr_loss(neighbours[:, 0], p2, 0.1), info_nce(z1, p2, 0.1))
+
+
+def test_no_gradient_flows_into_neighbours():
+    neighbours = numbers(4, 3).requires_grad_()
+    predictions = numbers(4, 3, seed=1).requires_grad_()
+    nnclr_loss(neighbours, predictions, 0.1).backward()
+    assert neighbours.grad is None
+    assert predictions.grad is not None
+
+
+def test_at_collapse_the_loss_is_ln_n():
+    same = torch.ones(9, 4)
+    assert nnclr_loss(same, same, 0.1).item() == pytest.approx(math.log(9))
+
+
+class Flat(torch.nn.Module):
+    """An encoder that shows the pixels: embeddings can be followed by hand."""
+
+    dim = 4
+
+    def forward(self, x):
+        return x.flatten(1)
+
+
+def nnclr(rows: int = 64) -> NNCLR:
+    torch.manual_seed(0)
+    options = {"temperature": 0.1, "support_size": 16, "hidden": 8, "dim": 4, "predictor_hidden": 8}
+    return NNCLR(Flat(), DataInfo(rows, 10, 1, 2), seed=0, **options)  # type: ignore[arg-type]
+
+
+def batch(step: int, n: int = 8) -> Batch:
+    views = [numbers(n, 1, 2, 2, seed=10 * step + v) for v in range(2)]
+    index = torch.arange(n) + n * step
+    return Batch(views, index, index % 10, torch.zeros(n, dtype=torch.int64), 0, step)
+
+
+def test_a_step_looks_up_before_it_enqueues_and_never_finds_its_own_rows():
+    method = nnclr()
+    for step in range(6):
+        b = batch(step)
+        before = method.support.rows.clone()
+        e = method.embed(b)
+        loss, logs = method.loss(e, b)
+        expected = [
+            nnclr_loss(before[(F.normalize(e[z], dim=1) @ before.mT).argmax(1)], e[p], 0.1)
+            for z, p in (("z1", "p2"), ("z2", "p1"))
+        ]
+        torch.testing.assert_close(loss, sum(expected) / 2)
+        assert logs["same_image"] == 0.0  # every image comes once here, so its own row could only be its own
+        assert torch.equal(method.support.rows, before)
+        method.after_step({k: v.detach() for k, v in e.items()}, b, Progress(step, 6, 0))
+        torch.testing.assert_close(method.support.rows[-8:], F.normalize(e["z1"], dim=1).detach())
+        assert method.support.index[-8:].tolist() == b.index.tolist()
+
+
+def test_purity_and_same_image_are_counted_from_the_origins():
+    method = nnclr()
+    first = batch(0)
+    e = method.embed(first)
+    assert method.loss(e, first)[1] == {"neighbour_purity": 0.0, "same_image": 0.0}  # noise counts as neither
+    for _ in range(2):  # fill all 16 rows with these 8 images
+        method.after_step({k: v.detach() for k, v in e.items()}, first, Progress(0, 2, 0))
+    assert method.loss(e, first)[1] == {"neighbour_purity": 1.0, "same_image": 1.0}
+    other = Batch(first.views, first.index + 8, (first.labels + 1) % 10, first.occurrence, 0, 1)
+    assert method.loss(e, other)[1] == {"neighbour_purity": 0.0, "same_image": 0.0}
+
+
+def test_the_loss_does_not_change_when_the_views_are_swapped():
+    method, b = nnclr().eval(), batch(0)
+    swapped = Batch(b.views[::-1], b.index, b.labels, b.occurrence, 0, 0)
+    torch.testing.assert_close(method.loss(method.embed(b), b)[0], method.loss(method.embed(swapped), swapped)[0])
