@@ -1,8 +1,12 @@
 """The whole pipeline, with real DVC, in a clone: what runs, what does not, and that the bits agree."""
 
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -10,6 +14,9 @@ import pytest
 from tests.workspace import Workspace, git
 
 PARAMS = "profiles/smoke/params.yaml"
+METHODS = ("random_init", "supervised", "simclr", "nnclr")
+PROTOCOLS = ("", " linear", " knn", " retrieval")
+CELLS = 41  # (4 methods x 2 seeds) x (1 + 3 protocols), raw pixels x 3, and a study's other point: 2 x (1 + 2)
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +74,14 @@ def test_dvc_alone_in_one_process_gives_the_same_lock_and_cells_as_submitting_fi
 
 def test_an_option_of_one_method_recomputes_that_method_and_what_follows(restored):
     restored.edit(PARAMS, "temperature: 0.2", "temperature: 0.3")
-    wanted = {f"simclr{protocol} seed {seed}" for protocol in ("", " knn") for seed in (0, 1)}
+    wanted = {f"simclr{protocol} seed {seed}" for protocol in PROTOCOLS for seed in (0, 1)}
     assert set(restored.cells("--missing")) == wanted
 
 
 def test_a_new_seed_recomputes_that_seed(restored):
     restored.edit(PARAMS, "seeds: [0, 1]", "seeds: [0, 1, 2]")
-    wanted = {f"{m}{p} seed 2" for m in ("random_init", "simclr") for p in ("", " knn")}
+    wanted = {f"{m}{p} seed 2" for m in METHODS for p in PROTOCOLS}
+    wanted |= {f"nnclr{p} seed 2 (support_size 32)" for p in ("", " linear", " knn")}
     assert set(restored.cells("--missing")) == wanted
 
 
@@ -123,8 +131,8 @@ def test_committed_records_render_to_the_same_bytes(done):
 def test_metrics_and_plots_are_there_for_dvc(done):
     shown = json.loads(done.run("dvc", "metrics", "show", "--json").stdout)
     numbers = shown[""]["data"]["reports/metrics.json"]["data"]
-    assert numbers["cells"] == {"planned": 9, "done": 9}
-    assert set(numbers["knn"]) == {"raw_pixels", "random_init", "simclr"}
+    assert numbers["cells"] == {"planned": CELLS, "done": CELLS}
+    assert set(numbers["knn"]) == {"raw_pixels", *METHODS}
     drawn = done.run("dvc", "plots", "show", "--json").stdout
     assert "reports/plots/loss.json" in drawn
 
@@ -137,9 +145,9 @@ def test_a_nan_fails_its_cells_with_step_and_rate_while_the_others_finish(restor
     assert re.search(r"simclr seed 0: TrainingError: the loss is \w+ at step \d+ of 10 .*learning rate", told.stderr)
     assert "simclr knn seed 1: the encoder it needs failed" in told.stderr
     missing = set(restored.cells("--missing"))
-    assert missing == {f"simclr{p} seed {s}" for p in ("", " knn") for s in (0, 1)}
+    assert missing == {f"simclr{p} seed {s}" for p in PROTOCOLS for s in (0, 1)}
     page = (restored.here / "reports-partial" / "index.md").read_text()
-    assert "Not whole: 4 of 9 cells are missing" in page
+    assert f"Not whole: 8 of {CELLS} cells are missing" in page
     assert all(key in page for key in restored.cells("--missing").values())
     assert restored.files(restored.here / "reports") == reports
     refused = restored.run("bench", "report", check=False)
@@ -147,12 +155,76 @@ def test_a_nan_fails_its_cells_with_step_and_rate_while_the_others_finish(restor
     assert "--partial" in refused.stderr
 
 
-def test_a_worker_killed_mid_way_is_replaced_and_the_bits_stay(done, tmp_path):
-    import os
-    import signal
-    import subprocess
-    import sys
+def test_a_fresh_clone_with_a_filled_cache_and_one_more_seed_computes_that_seed_only(done, tmp_path):
+    clone = tmp_path / "clone"
+    git(done.root, "clone", "-q", str(done.root), str(clone))
+    shutil.copytree(done.here / ".dvc" / "cache", clone / "profiles" / "smoke" / ".dvc" / "cache")
+    space = object.__new__(Workspace)
+    space.root, space.here, space.store = clone, clone / "profiles" / "smoke", clone / "work"
+    space.edit(PARAMS, "seeds: [0, 1]", "seeds: [0, 1, 2]")
+    told = space.run("bench", "submit")
+    computed = re.findall(r"\] (.+?): done", told.stderr)
+    assert computed
+    assert all(" seed 2" in label for label in computed)
+    assert {k: v for k, v in space.results().items() if k in done.results()} == done.results()
+    space.run("dvc", "repro")
+    assert "up to date" in space.run("dvc", "status").stdout
 
+
+def test_a_stage_takes_its_cells_from_the_cache_where_the_store_is_empty(restored, tmp_path):
+    store = str(tmp_path / "store")
+    told = restored.run("dvc", "repro", "--force", "--single-item", "pretrain@simclr", BENCH_STORE=store)
+    assert stages_run(told.stdout) == ["pretrain@simclr"]
+    assert ": done" not in told.stderr
+    environments = list((tmp_path / "store" / "cells").glob("*/environment.json"))
+    assert len(environments) == 2
+    assert all("adopted" in path.read_text() for path in environments)
+
+
+def test_a_removed_method_leaves_nothing_behind(done, tmp_path):
+    fewer = Workspace(tmp_path)
+    fewer.store.parent.mkdir(exist_ok=True)
+    shutil.copytree(done.store, fewer.store)
+    fewer.run("dvc", "repro")
+    fewer.edit(PARAMS, "  supervised: {}\n", "")
+    fewer.run("dvc", "repro")
+    locked = (fewer.here / "dvc.lock").read_bytes()
+    assert not (fewer.here / "runs" / "supervised").exists()
+    fewer.commit("profiles/smoke/dvc.lock")
+    git(fewer.root, "clean", "-ffdxq", "-e", "work")
+    fewer.run("dvc", "repro")
+    assert (fewer.here / "dvc.lock").read_bytes() == locked
+
+
+def test_a_stopped_submission_leaves_no_worker_behind(done, tmp_path):
+    store = tmp_path / "store"
+    running = subprocess.Popen(
+        [sys.executable, "-m", "bench", "submit"],
+        cwd=done.here,
+        env=done.environment(BENCH_STORE=str(store)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for(lambda: workers(store))
+    running.terminate()
+    assert running.wait(60) == 130
+    wait_for(lambda: not workers(store))
+
+
+def workers(store) -> list[int]:
+    """Processes that compute for a store."""
+    command = ["pgrep", "-f", f"submitit.core._submit {store}"]
+    return [int(pid) for pid in subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()]
+
+
+def wait_for(condition, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_a_worker_killed_mid_way_is_replaced_and_the_bits_stay(done, tmp_path):
     store = tmp_path / "store"
     running = subprocess.Popen(
         [sys.executable, "-m", "bench", "submit", "--workers", "1"],
@@ -163,11 +235,9 @@ def test_a_worker_killed_mid_way_is_replaced_and_the_bits_stay(done, tmp_path):
     )
     killed = False
     while running.poll() is None:
-        workers = subprocess.run(
-            ["pgrep", "-f", f"submitit.core._submit {store}"], capture_output=True, text=True, check=False
-        ).stdout.split()
-        if not killed and workers and any((store / "submissions").glob("*/*.starts")):
-            os.kill(int(workers[0]), signal.SIGKILL)
+        found = workers(store)
+        if not killed and found and any((store / "submissions").glob("*/*.starts")):
+            os.kill(found[0], signal.SIGKILL)
             killed = True
         time.sleep(0.02)
     assert killed

@@ -165,7 +165,12 @@ def _newton(
 
 
 def _conjugate_gradients(x: Tensor, p: Tensor, penalty: Tensor, gradient: Tensor, accuracy: float) -> Tensor:
-    """Newton's direction to a relative accuracy, with the Hessian's diagonal as preconditioner."""
+    """Newton's direction to a relative accuracy, with the Hessian's diagonal as preconditioner.
+
+    In single precision: the direction need not be exact, since gradient and objective are.
+    """
+    precise = x.dtype
+    x, p, penalty, gradient = (tensor.float() for tensor in (x, p, penalty, gradient))
     diagonal = (x.square().mT @ (p * (1 - p)) + penalty).clamp_min(torch.finfo(x.dtype).tiny)
     direction, residual = torch.zeros_like(gradient), -gradient
     scaled = residual / diagonal
@@ -182,4 +187,4 @@ def _conjugate_gradients(x: Tensor, p: Tensor, penalty: Tensor, gradient: Tensor
         if smaller <= wanted:
             break
         search, size = scaled + (smaller / size) * search, smaller
-    return direction
+    return direction.to(precise)

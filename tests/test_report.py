@@ -1,0 +1,75 @@
+"""Reports: the same records give the same bytes, and the committed ones are those of the committed records."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.exhibits.base import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+REPORTS = ROOT / "reports"
+
+
+def rendered(folder: Path, **environment: str) -> dict[str, bytes]:
+    subprocess.run(
+        [sys.executable, "-m", "bench", "render", "--to", str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        check=True,
+    )
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_the_committed_records_render_to_the_committed_reports_whatever_the_user_has_set(tmp_path):
+    style = tmp_path / "matplotlibrc"
+    style.write_text("font.size: 20\nsvg.fonttype: none\nsavefig.dpi: 17\naxes.grid: True\n")
+    again = rendered(tmp_path / "a", PYTHONHASHSEED="1")
+    styled = rendered(tmp_path / "b", PYTHONHASHSEED="2", MATPLOTLIBRC=str(style))
+    assert again == styled
+    committed = subprocess.run(
+        ["git", "ls-files", "reports"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.split()
+    names = {name.removeprefix("reports/") for name in committed} - {"probe.json"}
+    assert names == set(again)
+    for name, content in again.items():
+        assert content == (REPORTS / name).read_bytes(), name
+
+
+def test_every_link_of_the_page_and_the_documents_leads_somewhere():
+    pages = [REPORTS / "index.md", ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_commands_that_the_readme_names_exist():
+    text = (ROOT / "README.md").read_text()
+    told = subprocess.run(
+        [sys.executable, "-m", "bench", "--help"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+    for command in re.findall(r"python -m bench (\w+)", text):
+        assert re.search(rf"^    {command}\b", told, re.MULTILINE), command
+    targets = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"make (\w+)", text):
+        assert re.search(rf"^{target}:", targets, re.MULTILINE), target
+
+
+def test_a_table_is_equal_in_every_form():
+    table = Table("t", "100 % of a_b", ["Method", "x_1"], [["A & B", "1.0 ± 0.1"]], [{"method": "a", "mean": 0.01}])
+    assert "| A & B | 1.0 ± 0.1 |" in table.markdown()
+    assert table.csv() == "method,mean\na,0.01\n"
+    latex = table.latex()
+    assert r"A \& B & 1.0 $\pm$ 0.1 \\" in latex
+    assert r"100 \% of a\_b" in latex
+    assert r"x\_1" in latex
+
+
+@pytest.mark.parametrize("name", ["main.tex", "over_random_init.tex"])
+def test_committed_latex_escapes_what_latex_would_read(name):
+    text = (REPORTS / "tables" / name).read_text()
+    assert not re.search(r"(?<!\\)[%_#]", text)
