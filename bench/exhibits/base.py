@@ -137,6 +137,14 @@ def drawing(name: str) -> Iterator[Any]:
         plt.close("all")
 
 
+def epochs_on(axis: Any) -> None:
+    """Label an axis with epochs, which are whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_xlabel("epoch")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
 def finish(name: str, caption: str, alt: str, figure: Any) -> Figure:
     """The figure as SVG and PNG, without date or version."""
     nothing: dict[str, dict[str, None]] = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bench.exhibits.base import DECIMALS, Figure, display, drawing, finish, look
+from bench.exhibits.base import DECIMALS, Figure, display, drawing, epochs_on, finish, look
 
 
 def loss_curves(gathered: dict[str, Any]) -> Figure:
@@ -18,7 +18,7 @@ def loss_curves(gathered: dict[str, Any]) -> Figure:
             epochs = [epoch for epoch, _ in curves[0]]
             means = [round(sum(c[i][1] for c in curves) / len(curves), DECIMALS) for i in range(len(epochs))]
             axis.plot(epochs, means, label=f"{display(method)} (n = {len(curves)})", markersize=3, **style)
-        axis.set_xlabel("epoch")
+        epochs_on(axis)
         axis.set_ylabel("training loss / loss at chance")
         if methods:
             axis.legend(frameon=False)

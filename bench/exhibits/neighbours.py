@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bench.exhibits.base import DECIMALS, Figure, display, drawing, finish, look
+from bench.exhibits.base import DECIMALS, Figure, display, drawing, epochs_on, finish, look
 
 SERIES = {"neighbour_purity": "neighbour has the image's class", "same_image": "neighbour is the same image"}
 
@@ -29,7 +29,7 @@ def neighbours(gathered: dict[str, Any]) -> Figure | None:
                 ]
                 axis.plot(x, mean, label=f"{display(method)} (n = {len(curves)})", markersize=3, **style)
             axis.set_title(title)
-            axis.set_xlabel("epoch")
+            epochs_on(axis)
             axis.set_ylabel("% of look-ups")
             axis.set_ylim(bottom=0)
         axes[0].legend(frameon=False)
