@@ -378,3 +378,16 @@ def test_views_stay_within_zero_and_one(levels, ops):
     # a crop's weights sum to 1 within float32's round-off, and torchvision's crops exceed 1 by as much
     assert -1e-6 < views.min()
     assert views.max() < 1 + 1e-6
+
+
+def test_views_of_an_asymmetric_recipe_have_their_own_ops_and_numbers():
+    images, place = photos(6, 28, 1), address(6)
+    inverted = {"solarise": {"threshold": 0.0, "p": 1.0}}
+    first, second = ({"role": "global", "count": 1, "size": 28, "ops": ops} for ops in ([], [inverted]))
+    plain, solarised = make_views({"views": [first, second]}, images, place)
+    assert torch.equal(plain, to_float(images))
+    assert_close(solarised, 1 - plain)
+    crops = {"role": "global", "count": 2, "size": 28, "ops": [{"crop": {"scale": [0.2, 1.0], "ratio": [0.75, 1.33]}}]}
+    alone = make_views({"views": [crops]}, images, place)
+    after = make_views({"views": [first, crops]}, images, place)
+    assert torch.equal(after[1], alone[1])  # the view's position is its address, whatever stands before it

@@ -119,6 +119,16 @@ def test_a_damaged_cell_is_computed_again_with_the_same_bits(restored):
     assert state.read_bytes() == before
 
 
+def test_show_tells_what_a_cell_is_and_gave(done):
+    key = done.cells()["nnclr linear seed 1"]
+    told = done.run("bench", "show", key[:8]).stdout
+    assert told.startswith(f"{key}  evaluate nnclr linear seed 1")
+    assert re.search(r"top1 = 0\.\d+", told)
+    assert f"reads the encoder of {done.cells()['nnclr seed 1']}" in told
+    refused = done.run("bench", "show", "nothing", check=False)
+    assert "0 cells have a key that begins with 'nothing'" in refused.stderr
+
+
 def test_committed_records_render_to_the_same_bytes(done):
     done.run("bench", "render", "--to", "again")
     again = done.files(done.here / "again")

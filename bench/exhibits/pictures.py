@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from bench.exhibits.base import COLOURS, Figure, display, drawing, finish
 
 Arrays = dict[str, NDArray[Any]]
+TITLE = 0.2  # inches above a grid of pictures
 RIGHT, WRONG = COLOURS[2], COLOURS[1]
 
 
@@ -41,7 +42,8 @@ def retrieval(method: str, arrays: Arrays) -> Figure | None:
     queries, k = arrays["queries"], arrays[names[0]].shape[1]
     with drawing(f"retrieval_{method}") as plt:
         columns = 1 + len(names) * (k + 1)
-        figure, axes = plt.subplots(len(queries), columns, figsize=(0.42 * columns, 0.5 * len(queries)), squeeze=False)
+        height = 0.5 * len(queries) + TITLE
+        figure, axes = plt.subplots(len(queries), columns, figsize=(0.42 * columns, height), squeeze=False)
         for axis in axes.flat:
             axis.set_axis_off()
         for i, query in enumerate(queries):
@@ -54,7 +56,7 @@ def retrieval(method: str, arrays: Arrays) -> Figure | None:
         axes[0][0].set_title("query", fontsize=6)
         for block, name in enumerate(names):
             axes[0][2 + block * (k + 1)].set_title(f"epoch {_epoch(name)}", fontsize=6, loc="left")
-        figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.92, wspace=0.12, hspace=0.12)
+        figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=1 - TITLE / height, wspace=0.12, hspace=0.12)
         return finish(
             f"retrieval_{method}",
             f"What does {display(method)} find alike as it trains? The first test image of each class, by row, and "
