@@ -195,10 +195,11 @@ class Trainer:
             save_tensors(self.snapshot_path(epoch + 1), self.method.state_dict())
 
     def gallery(self, count: int) -> dict[str, Tensor]:
-        """The first images of the training subset and their views in epoch 0, (n, h, w, c) bytes."""
-        shown = self._batch(np.arange(count), np.zeros(count, dtype=np.int64), 0)
+        """Images evenly spaced over the training subset and their views in epoch 0, (n, h, w, c) bytes."""
+        rows = np.arange(count) * len(self.ids) // count
+        shown = self._batch(rows, np.zeros(count, dtype=np.int64), 0)
         views = {f"view{i}": (x.permute(0, 2, 3, 1) * 255).round().byte() for i, x in enumerate(shown.views)}
-        return {"image": self.images[:count], **views}
+        return {"image": self.images[torch.from_numpy(rows)], **views}
 
     def snapshot_path(self, epoch: int) -> Path:
         """Where the method's state after an epoch is kept."""

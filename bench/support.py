@@ -1,4 +1,4 @@
-"""Sets of past embeddings: the first-in first-out support set of NNCLR and SNCLR."""
+"""Past embeddings: the first-in first-out support set of NNCLR and SNCLR, the memory bank of InstDisc."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -91,3 +91,35 @@ class SupportSet(nn.Module):
         self.ring[slots] = unit(z)[-self.size :].to(self.ring.dtype)
         self.origins[slots] = NOISE if index is None else index[-self.size :]
         self.pushed += len(z)
+
+
+class MemoryBank(nn.Module):
+    """One unit embedding for each training image (Wu et al., InstDisc, 1805.01978, sec. 3.1).
+
+    It begins as random unit rows; all of its state is in a persistent buffer.
+
+    Args:
+        rows: training images.
+        dim: of an embedding.
+        momentum: share of the old row in the new one, before it is made unit again; 0 replaces it.
+        seed: of the initial rows.
+    """
+
+    rows: Tensor
+
+    def __init__(self, rows: int, dim: int, momentum: float, seed: int):
+        super().__init__()
+        generator = torch.Generator().manual_seed(derive(seed, "memory bank"))
+        self.register_buffer("rows", unit(torch.randn(rows, dim, generator=generator)))
+        self.momentum = momentum
+
+    @torch.no_grad()
+    def update(self, index: Int[Tensor, " n"], z: Float[Tensor, "n d"]) -> None:
+        """Move the rows of the images at `index` towards z; the others stay as they are.
+
+        Args:
+            index: (n,) rows.
+            z: (n, dim) embeddings; unit length is made here.
+        """
+        mixed = self.momentum * self.rows[index] + (1 - self.momentum) * unit(z).to(self.rows.dtype)
+        self.rows[index] = unit(mixed)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from bench.losses import info_nce
 from bench.methods.base import Batch, DataInfo, Progress
 from bench.methods.nnclr import NNCLR, nnclr_loss
-from bench.support import NOISE, SupportSet
+from bench.support import NOISE, MemoryBank, SupportSet
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -104,6 +104,21 @@ def test_a_larger_support_set_never_has_a_farther_neighbour():
         neighbours, _ = support.nearest(z)
         best.append((F.normalize(z, dim=1) * neighbours[:, 0]).sum(1))
     assert all((after >= before).all() for before, after in pairwise(best))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 1.0])
+def test_bank_rows_are_unit_and_move_only_where_they_are_updated(momentum):
+    bank, z = MemoryBank(9, 4, momentum, seed=0), 3 * numbers(3, 4)
+    before, index = bank.rows.clone(), torch.tensor([7, 0, 4])
+    bank.update(index, z)
+    naive = before.clone()
+    for row, v in zip(index.tolist(), z, strict=True):
+        mixed = momentum * before[row] + (1 - momentum) * v / v.norm()
+        naive[row] = mixed / mixed.norm()
+    torch.testing.assert_close(bank.rows, naive)
+    untouched = [row for row in range(9) if row not in index.tolist()]
+    assert torch.equal(bank.rows[untouched], before[untouched])
+    torch.testing.assert_close(bank.rows.norm(dim=1), torch.ones(9))
 
 
 # NNCLR

@@ -27,8 +27,8 @@ def recipe_gallery(recipe: str, arrays: Arrays) -> Figure:
         figure.tight_layout(pad=0.3)
         return finish(
             f"recipe_{recipe}",
-            f"What does the recipe '{recipe}' show? The first images of the training subset and their views in "
-            "epoch 0 of the first seed.",
+            f"What does the recipe '{recipe}' show? Images evenly spaced over the training subset and their views "
+            "in epoch 0 of the first seed.",
             f"Images and their views under the recipe {recipe}",
             figure,
         )
