@@ -191,8 +191,8 @@ def work(listed: Path, root: Path, checkpoint_seconds: float, submitter: int | N
     cells = [Cell(**cell) for cell in read_json(listed)]
     ours = {cell.key for cell in cells}
     while waiting := [c for c in cells if not _settled(c, store)]:
-        # an evaluation comes first: it is short, and ends what waits for it
-        ready = sorted((c for c in waiting if _ready(c, ours, store)), key=lambda c: c.stage != "evaluate")
+        # what is short comes last, or a long cell would keep one worker busy when the others have nothing left
+        ready = sorted((c for c in waiting if _ready(c, ours, store)), key=lambda c: c.stage == "evaluate")
         if not any(_take(cell, store, listed.parent, checkpoint_seconds) for cell in ready):
             time.sleep(POLL_SECONDS)  # others hold all that is ready
 
