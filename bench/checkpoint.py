@@ -83,8 +83,8 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> No
     """Put back what `optimizer_tensors` gave, each in its parameter's memory format."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, value in tensors.items():
-        prefix, index, key = name.split(".", 2)
-        if prefix == "optimizer":
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
             p = parameters[int(index)]
             laid_out = torch.empty_like(p).copy_(value) if value.shape == p.shape else value.clone()
             optimizer.state[p][key] = laid_out

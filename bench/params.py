@@ -200,12 +200,13 @@ def _training_checks(p: Params) -> Iterator[str]:
         except ValidationError as error:
             yield from refusals(error, Training, where)
             continue
+        own = p.training.get(name, {})
         if training.recipe not in p.recipes:
             hint = nearest_hint(training.recipe, p.recipes)
-            yield f"{where}.recipe: unknown recipe '{training.recipe}'; {hint}"
+            yield f"{where if 'recipe' in own else 'defaults'}.recipe: unknown recipe '{training.recipe}'; {hint}"
         late = [e for e in training.snapshots if e > training.epochs]
         if late:
-            yield f"{where}.snapshots: {late} come after the last epoch, {training.epochs}"
+            yield f"{where if own.keys() & {'snapshots', 'epochs'} else 'defaults'}.snapshots: {late} come after the last epoch, {training.epochs}"
 
 
 def json_schema() -> dict[str, Any]:

@@ -42,7 +42,7 @@ class Records:
     def group(self, kind: str) -> dict[str, dict[str, np.ndarray]]:
         """The arrays of one kind, by name."""
         found: dict[str, dict[str, np.ndarray]] = {}
-        for path, array in self.arrays.items():
+        for path, array in sorted(self.arrays.items()):
             of, name, part = path.split("/")
             if of == kind:
                 found.setdefault(name, {})[part] = array
