@@ -200,13 +200,15 @@ def _training_checks(p: Params) -> Iterator[str]:
         except ValidationError as error:
             yield from refusals(error, Training, where)
             continue
-        own = p.training.get(name, {})
+        own = p.training.get(name, {}).keys()
         if training.recipe not in p.recipes:
+            place = where if "recipe" in own else "defaults"
             hint = nearest_hint(training.recipe, p.recipes)
-            yield f"{where if 'recipe' in own else 'defaults'}.recipe: unknown recipe '{training.recipe}'; {hint}"
+            yield f"{place}.recipe: unknown recipe '{training.recipe}'; {hint}"
         late = [e for e in training.snapshots if e > training.epochs]
         if late:
-            yield f"{where if own.keys() & {'snapshots', 'epochs'} else 'defaults'}.snapshots: {late} come after the last epoch, {training.epochs}"
+            place = where if own & {"snapshots", "epochs"} else "defaults"
+            yield f"{place}.snapshots: {late} come after the last epoch, {training.epochs}"
 
 
 def json_schema() -> dict[str, Any]:
