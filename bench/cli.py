@@ -10,8 +10,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.errors import BenchError
+
+if TYPE_CHECKING:
+    from bench.plan import Plan
+    from bench.settings import Params
 
 REPORTS = Path("reports")
 PARTIAL = Path("reports-partial")
@@ -112,15 +117,21 @@ def _repro(options: argparse.Namespace) -> None:
     sys.exit(run("bench", "compare"))
 
 
-def _submit(options: argparse.Namespace) -> None:
+def _planned() -> "tuple[Params, Plan]":
+    """params.yaml and its plan, every data set prepared."""
     from bench import params, plan
+
+    settings = params.load(Path("params.yaml"))
+    return settings, plan.make_plan(settings, plan.prepare_all(settings, MANIFESTS))
+
+
+def _submit(options: argparse.Namespace) -> None:
     from bench.launch import ensure
     from bench.store import Store
 
-    settings = params.load(Path("params.yaml"))
+    settings, made = _planned()
     changes = {"name": options.cluster, "workers": options.workers}
     cluster = settings.cluster.model_copy(update={k: v for k, v in changes.items() if v})
-    made = plan.make_plan(settings, plan.prepare_all(settings, MANIFESTS))
     store, cells = Store(), made.cells()
     missing = sum(not store.has(cell.key) for cell in cells)
     print(f"{len(cells)} cells, {missing} to compute", file=sys.stderr)
@@ -137,12 +148,10 @@ def _tune(options: argparse.Namespace) -> None:
 
 
 def _cells(options: argparse.Namespace) -> None:
-    from bench import params, plan
     from bench.store import Store
 
-    settings = params.load(Path("params.yaml"))
     store = Store()
-    for cell in plan.make_plan(settings, plan.prepare_all(settings, MANIFESTS)).cells():
+    for cell in _planned()[1].cells():
         state = "done" if store.has(cell.key) else "failed" if store.failure(cell.key) else "missing"
         if state != "done" or not options.missing:
             print(f"{cell.key}  {state:8}{cell.stage:10}{cell.label}")
@@ -154,13 +163,12 @@ def _report(options: argparse.Namespace) -> None:
     if not options.partial:
         render(gather_outputs(Path()), REPORTS)
         return
-    from bench import params, plan
+    from bench.plan import report_plan
     from bench.store import Store
 
     # from the store, not from the stages' outputs: DVC skips what depends on a stage that failed
-    settings, store = params.load(Path("params.yaml")), Store()
-    made = plan.make_plan(settings, plan.prepare_all(settings, MANIFESTS))
-    records = gather(plan.report_plan(made, settings), lambda cell: store.path(cell["key"]))
+    (settings, made), store = _planned(), Store()
+    records = gather(report_plan(made, settings), lambda cell: store.path(cell["key"]))
     render(records, PARTIAL)
     planned, missing = records.numbers["planned"], len(records.numbers["missing"])
     print(f"{planned - missing} of {planned} cells in {PARTIAL}/")
@@ -173,13 +181,11 @@ def _render(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from bench import params, plan
+    from bench.plan import find
     from bench.show import describe
     from bench.store import Store
 
-    settings = params.load(Path("params.yaml"))
-    made = plan.make_plan(settings, plan.prepare_all(settings, MANIFESTS))
-    print(describe(plan.find(made, options.cell), Store()))
+    print(describe(find(_planned()[1], options.cell), Store()))
 
 
 def _probe(options: argparse.Namespace) -> None:
