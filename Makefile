@@ -13,13 +13,14 @@ help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 # The stamp holds the lock that was installed: the environment is reused while the two are equal.
+# The lock names every package, so pip resolves nothing (--no-deps).
 setup:  ## create the environment (VENV=path puts it elsewhere) from requirements.lock
 	@cmp -s requirements.lock $(VENV)/requirements.installed || { \
 	  set -e; \
 	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; name another with PYTHON=")'; \
 	  echo "installing the pinned packages into $(VENV)"; \
 	  $(PYTHON) -m venv $(VENV); \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock; \
 	  cp requirements.lock $(VENV)/requirements.installed; }
 
 repro: setup  ## compute what is missing, then render the reports (PROFILE=profiles/smoke for another scale)

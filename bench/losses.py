@@ -27,3 +27,11 @@ def info_nce(anchors: Float[Tensor, "n d"], candidates: Float[Tensor, "n d"], te
     """
     logits = similarities(anchors, candidates) / temperature  # (n, n)
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+
+
+def spread(z: Float[Tensor, "n d"]) -> float:
+    """Standard deviation of the entries of unit rows, mean over entries: about 1 / sqrt(d), and 0 at collapse.
+
+    What SimSiam (Chen and He, 2011.10566, section 4.1) watches for collapse.
+    """
+    return unit(z).std(0, correction=0).mean().item()

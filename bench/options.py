@@ -15,14 +15,29 @@ PositiveInt = Annotated[int, Gt(0)]
 NonNegativeInt = Annotated[int, Ge(0)]
 
 
+class AtMost:
+    """Marks an option that may not exceed another one, by name."""
+
+    def __init__(self, other: str):
+        self.other = other
+
+
+class AtMostTrainingRows:
+    """Marks a count that may not exceed the rows that the encoder trains on."""
+
+
 class AtMostRows:
     """Marks a list of counts none of which may exceed the rows that a protocol can choose from."""
 
 
+TrainingRowCount = Annotated[int, Gt(0), AtMostTrainingRows()]
 RowCounts = Annotated[list[PositiveInt], MinLen(1), AtMostRows()]
 
 __all__ = [
+    "Annotated",
+    "AtMost",
     "AtMostRows",
+    "AtMostTrainingRows",
     "Fraction",
     "Literal",
     "NonNegative",
@@ -30,4 +45,5 @@ __all__ = [
     "Positive",
     "PositiveInt",
     "RowCounts",
+    "TrainingRowCount",
 ]

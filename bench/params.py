@@ -18,6 +18,7 @@ from bench.encoders import ENCODERS
 from bench.errors import BenchError
 from bench.evaluators import EVALUATORS
 from bench.methods import METHODS
+from bench.options import AtMost
 from bench.refusals import refusals
 from bench.registry import Component, Registry, nearest_hint
 from bench.settings import Params, Strict, Training
@@ -127,7 +128,17 @@ def check_options(registry: Registry, where: str, name: str, given: Mapping[str,
         model.model_validate(given)
     except ValidationError as error:
         return list(refusals(error, model, where))
-    return []
+    bounds = {
+        option: mark.other
+        for option, field in model.model_fields.items()
+        for mark in field.metadata
+        if isinstance(mark, AtMost)
+    }
+    return [
+        f"{where}.{option}: {given[option]} is more than {other}, {given[other]}"
+        for option, other in bounds.items()
+        if given[option] > given[other]
+    ]
 
 
 def _unknown(registry: Registry, name: str) -> str:

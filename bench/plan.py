@@ -20,14 +20,14 @@ from bench.errors import BenchError
 from bench.evaluators import EVALUATORS
 from bench.files import read_json, write_json
 from bench.fingerprint import code_hash
+from bench.limits import check_pretraining, check_protocol
 from bench.methods import METHODS
-from bench.options import AtMostRows
 from bench.params import Point, options_model
 from bench.params import points as points_of
 from bench.registry import Component, UnknownNameError
-from bench.settings import Params, Training
+from bench.settings import Params
 
-NUMERIC_PACKAGES = ("torch", "numpy")
+NUMERIC_PACKAGES = ("torch", "torchvision", "numpy")
 SHOWING_PACKAGES = ("matplotlib", "numpy", "pandas", "scipy")
 DIGITS = 20  # of a key, in hexadecimal
 RAW_PIXELS = "raw_pixels"
@@ -250,7 +250,7 @@ def _pretraining_cell(params: Params, manifests: Mapping[str, Any], method: str,
     encoder = ENCODERS.component(params.encoder.name)
     manifest = manifests[params.data.name]
     if component.constant("trains", True):
-        _check_sizes(params, manifest, method, training)
+        check_pretraining(params, manifest, method)
     fields = training.model_dump(exclude={"numerics", "threads", "device"})
     recipe = params.recipes[fields["recipe"]]
     fields["recipe"] = recipe.model_dump(exclude_unset=True)
@@ -293,45 +293,13 @@ def _options(component: Component, given: Mapping[str, Any]) -> dict[str, Any]:
     return options_model(component).model_validate(given).model_dump()
 
 
-def _training_rows(params: Params, manifest: Mapping[str, Any]) -> int:
-    rows = manifest["rows"] - manifest["test_rows"]
-    return round(params.data.fraction * (rows - round(params.data.validation * rows)))
-
-
-def _check_sizes(params: Params, manifest: Mapping[str, Any], method: str, training: Training) -> None:
-    rows = _training_rows(params, manifest)
-    if rows < (2 if training.last_batch == "keep" else training.batch):
-        raise PlanError(
-            f"{method}: batch {training.batch} is more than the {rows} training images of "
-            f"{params.data.name}; lower training.{method}.batch or raise data.fraction"
-        )
-    wanted = METHODS.component(method).constant("views")
-    shown = sum(view.count for view in params.recipes[training.recipe].views)
-    if wanted is not None and shown != wanted:
-        raise PlanError(
-            f"{method} wants {wanted} views, recipe '{training.recipe}' shows {shown}; "
-            f"name another under training.{method}.recipe"
-        )
-
-
-def _check_rows(params: Params, manifest: Mapping[str, Any], protocol: str) -> None:
-    rows = manifest["rows"] - manifest["test_rows"]
-    for name, field in options_model(EVALUATORS.component(protocol)).model_fields.items():
-        given = params.evaluations[protocol][name]
-        if any(isinstance(mark, AtMostRows) for mark in field.metadata) and max(given) > rows:
-            raise PlanError(
-                f"evaluations.{protocol}.{name}: {given} asks for more than the {rows} rows of "
-                f"{params.data.name} that are not test rows"
-            )
-
-
 def _evaluation_cells(
     params: Params,
     manifests: Mapping[str, Any],
     protocol: str,
     pretrain: Mapping[str, list[Cell]],
 ) -> Iterator[Cell]:
-    _check_rows(params, manifests[params.data.name], protocol)
+    check_protocol(params, manifests[params.data.name], protocol)
     if params.raw_pixels:
         yield _evaluation_cell(params, manifests, protocol, None)
     for cells in pretrain.values():

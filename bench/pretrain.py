@@ -28,7 +28,7 @@ from bench.features import STATE, build_encoder, extract
 from bench.files import write_text
 from bench.methods import METHODS
 from bench.methods.base import Batch, DataInfo, Method, Progress
-from bench.optim import build, learning_rate, set_learning_rate
+from bench.optim import build, drop_frozen_gradients, learning_rate, scaled, set_learning_rate
 from bench.random import Address, derive, permutation
 
 SHARD = 0  # the only one until distributed training is built
@@ -122,6 +122,9 @@ class Trainer:
     def _run_epoch(self, epoch: int, done: int) -> None:
         if done == 0:
             self.method.before_epoch(epoch, lambda module: extract(module, self.images))
+            for module in self.method.resets(epoch):
+                for p in module.parameters():
+                    self.optimizer.state.pop(p, None)
             self.sums = {}
         self.method.train()
         rows = self._order(epoch)
@@ -158,13 +161,7 @@ class Trainer:
         )
 
     def _run_step(self, batch: Batch) -> None:
-        rate = learning_rate(
-            self.step,
-            base=self.training["optimizer"]["lr"],
-            steps=self.steps,
-            warmup=self.training["schedule"]["warmup"] * self.per_epoch,
-            decay=self.training["schedule"]["decay"],
-        )
+        rate = self._rate()
         set_learning_rate(self.optimizer, rate)
         torch.manual_seed(derive(self.config["seed"], "torch", self.step, SHARD))
         half = self.training["precision"] == "bf16"
@@ -179,12 +176,27 @@ class Trainer:
             )
         self.optimizer.zero_grad()
         loss.backward()
+        drop_frozen_gradients(self.optimizer, self.step)
         self.optimizer.step()
         detached = {name: tensor.detach() for name, tensor in e.items()}
         self.method.after_step(detached, batch, Progress(self.step, self.steps, batch.epoch))
         for name, number in {"loss": value, "lr": rate, **logs}.items():
             self.sums[name] = self.sums.get(name, 0.0) + number
         self.step += 1
+
+    def _rate(self) -> float:
+        optimizer, schedule = self.training["optimizer"], self.training["schedule"]
+        return learning_rate(
+            self.step,
+            base=scaled(optimizer["lr"], optimizer["scaling"], self.training["batch"]),
+            steps=self.steps,
+            warmup=schedule["warmup"] * self.per_epoch,
+            decay=schedule["decay"],
+            warmup_from=schedule["warmup_from"],
+            end=schedule["end"] or 0.0,
+            milestones=[epoch * self.per_epoch for epoch in schedule["milestones"] or []],
+            factor=schedule["factor"] or 1.0,
+        )
 
     def _close_epoch(self, epoch: int) -> None:
         line: dict[str, float] = {"epoch": epoch + 1, "step": self.step}

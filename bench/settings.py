@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from bench.options import Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt
 
 Range = Annotated[list[float], Len(2, 2)]
+Scaling = Literal["none", "linear", "sqrt"]  # of lr with the batch: not, times batch / 256, times sqrt(batch)
 
 
 class Strict(BaseModel):
@@ -50,6 +51,7 @@ class Sgd(Strict):
 
     name: Literal["sgd"]
     lr: Positive
+    scaling: Scaling = "none"
     momentum: Fraction
     weight_decay: NonNegative
     decay_norm_bias: bool
@@ -60,29 +62,50 @@ class AdamW(Strict):
 
     name: Literal["adamw"]
     lr: Positive
+    scaling: Scaling = "none"
     weight_decay: NonNegative
     decay_norm_bias: bool
 
 
 class Lars(Strict):
-    """Layer-wise adaptive rates, for large batches."""
+    """Layer-wise adaptive rates, for large batches; `norm_bias_lr` is a factor of the learning rate."""
 
     name: Literal["lars"]
     lr: Positive
+    scaling: Scaling = "none"
     momentum: Fraction
     eta: Positive
     weight_decay: NonNegative
     decay_norm_bias: bool
+    adapt_norm_bias: bool = False
+    norm_bias_lr: Positive = 1.0
 
 
 Optimizer = Annotated[Sgd | AdamW | Lars, Field(discriminator="name")]
 
 
 class Schedule(Strict):
-    """The learning rate over training; `warmup` in epochs."""
+    """The learning rate over training; `warmup` and `milestones` in epochs, `warmup_from` and `end` as shares of it."""
 
     warmup: NonNegative
-    decay: Literal["cosine", "constant"]
+    warmup_from: Fraction = 0.0
+    decay: Literal["cosine", "step", "constant"]
+    end: Fraction | None = None  # of a cosine; 0 unless given
+    milestones: list[PositiveInt] | None = None  # of a step decay: the rate is multiplied by factor at each
+    factor: Annotated[float, Interval(gt=0, le=1)] | None = None
+
+    @model_validator(mode="after")
+    def _belongs_to_its_decay(self) -> "Schedule":
+        owners = {"end": "cosine", "milestones": "step", "factor": "step"}
+        for name, owner in owners.items():
+            if getattr(self, name) is not None and self.decay != owner:
+                raise ValueError(f"{name} belongs to decay: {owner}, not to {self.decay}; remove it")
+        if self.decay == "step":
+            if not self.milestones or self.factor is None:
+                raise ValueError("decay: step wants milestones (epochs) and a factor")
+            if self.milestones != sorted(set(self.milestones)):
+                raise ValueError(f"milestones want to rise, not {self.milestones}")
+        return self
 
 
 class Crop(Strict):
@@ -185,9 +208,20 @@ class View(Strict):
 
 
 class Recipe(Strict):
-    """An augmentation, as data."""
+    """An augmentation, as data; global views stand before local ones."""
 
     views: Annotated[list[View], MinLen(1)]
+
+    def count(self, role: str) -> int:
+        """How many views of a role it shows."""
+        return sum(view.count for view in self.views if view.role == role)
+
+    @model_validator(mode="after")
+    def _global_first(self) -> "Recipe":
+        roles = [view.role for view in self.views]
+        if roles != sorted(roles):  # "global" sorts before "local"
+            raise ValueError("global views stand before local ones")
+        return self
 
 
 class Training(Strict):

@@ -48,6 +48,11 @@ class SupportSet(nn.Module):
         """(size,) the image each row came from, -1 for the initial noise; oldest first."""
         return self.origins.roll(-self._oldest(), 0)
 
+    @property
+    def full(self) -> bool:
+        """Whether pushed embeddings have replaced all of the initial noise."""
+        return int(self.pushed) >= self.size
+
     def _oldest(self) -> int:
         return int(self.pushed) % self.size
 

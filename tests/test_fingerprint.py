@@ -19,7 +19,7 @@ from pathlib import Path
 from bench import fingerprint, params, plan, registry
 
 settings = params.load(Path("params.yaml"))
-manifests = {"mnist": {"name": "mnist", "sha256": "0", "channels": 1, "rows": 5000, "test_rows": 1000}}
+manifests = {"mnist": {"name": "mnist", "sha256": "0", "channels": 1, "rows": 5000, "test_rows": 1000, "height": 28, "width": 28}}
 
 def keys():
     for cached in (fingerprint._module_hash, fingerprint._imports, registry.parse):

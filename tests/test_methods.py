@@ -5,18 +5,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from annotated_types import Ge, Gt, Interval, Le
 
 from bench import params
 from bench.checkpoint import Checkpoints
 from bench.data.source import ImageSet
 from bench.methods import METHODS
+from bench.params import options_model
 from bench.plan import make_plan
 from bench.pretrain import Trainer
+from bench.support import MemoryBank, SupportSet
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = params.load(ROOT / "profiles" / "smoke" / "params.yaml")
 TRAINING = [name for name in METHODS if METHODS.component(name).constant("trains", True)]
 ROWS, TEST = 300, 60
+PAST = {SupportSet: ["ring"], MemoryBank: ["rows"]}  # where methods keep past embeddings
 
 
 def images(channels: int, classes: int = 10) -> ImageSet:
@@ -26,7 +30,7 @@ def images(channels: int, classes: int = 10) -> ImageSet:
 
 
 def config(method: str, seed: int = 0, **changes):
-    manifest = {"name": "m", "sha256": "0", "rows": ROWS, "test_rows": TEST, "channels": 1}
+    manifest = {"name": "m", "sha256": "0", "rows": ROWS, "test_rows": TEST, "channels": 1, "height": 28, "width": 28}
     manifests = dict.fromkeys(SETTINGS.datasets, manifest)
     raw = SETTINGS.model_dump(exclude_unset=True)
     raw["data"]["fraction"] = 1.0
@@ -39,8 +43,12 @@ def trainer(method: str, folder: Path, channels: int = 1, seed: int = 0, **chang
     return Trainer(config(method, seed, **changes), images(channels), Checkpoints(folder))
 
 
-def test_every_method_is_in_the_smoke_profile_and_the_main_one():
-    assert set(METHODS) == set(SETTINGS.methods) == set(params.load(ROOT / "params.yaml").methods)
+def first_batch(run: Trainer, rows: int = 16):
+    return run._batch(np.arange(rows), np.zeros(rows, dtype=np.int64), 0)
+
+
+def test_every_method_is_in_the_smoke_profile():
+    assert set(METHODS) == set(SETTINGS.methods)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -54,11 +62,13 @@ def test_every_method_starts_from_the_same_encoder(method, tmp_path):
 
 @pytest.mark.parametrize("method", TRAINING)
 def test_methods_that_share_a_recipe_see_the_same_views(method, tmp_path):
-    ours, theirs = (trainer(name, tmp_path) for name in (method, TRAINING[0]))
-    order = ours._order(3)
-    assert np.array_equal(order, theirs._order(3))
-    seen = np.zeros(8, dtype=np.int64)
-    pairs = zip(*(t._batch(order[:8], seen, 3).views for t in (ours, theirs)), strict=True)
+    recipe = SETTINGS.training_of(method).recipe
+    other = next(name for name in reversed(TRAINING) if SETTINGS.training_of(name).recipe == recipe)
+    ours, theirs = (trainer(name, tmp_path) for name in (method, other))
+    orders = [t._order(3) for t in (ours, theirs) if t.method.order(3) is None]
+    assert all(np.array_equal(order, orders[0]) for order in orders)
+    rows, seen = np.arange(100, 108), np.zeros(8, dtype=np.int64)
+    pairs = zip(*(t._batch(rows, seen, 3).views for t in (ours, theirs)), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
@@ -86,17 +96,31 @@ def test_training_moves_every_parameter_of_the_encoder(method, tmp_path):
 
 
 @pytest.mark.parametrize("method", TRAINING)
-def test_a_step_gives_a_gradient_to_every_parameter_and_to_no_buffer(method, tmp_path):
+def test_a_gradient_reaches_every_trained_parameter_and_no_momentum_branch_or_buffer(method, tmp_path):
     run = trainer(method, tmp_path)
     run._prepare()
     run.method.train()
-    batch = run._batch(np.arange(16), np.zeros(16, dtype=np.int64), 0)
+    batch = first_batch(run)
     loss, logs = run.method.loss(run.method.embed(batch), batch)
     loss.backward()
     assert loss.ndim == 0
     assert all(isinstance(value, float) for value in logs.values())
-    assert all(p.grad is not None for p in run.method.parameters() if p.requires_grad)
+    assert all((p.grad is not None) == p.requires_grad for p in run.method.parameters())
+    assert all(p.grad.abs().sum() > 0 for p in run.method.encoder.parameters())
     assert all(b.grad is None for b in run.method.buffers())
+    moved = {name for group in run.method.parameter_groups() for name in group.names}
+    assert moved == {name for name, p in run.method.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("method", TRAINING)
+def test_computing_the_loss_changes_no_state_but_batch_statistics(method, tmp_path):
+    run = trainer(method, tmp_path)
+    run.method.eval()
+    before = {name: t.clone() for name, t in run.method.state_dict().items()}
+    batch = first_batch(run)
+    values = [run.method.loss(run.method.embed(batch), batch)[0].item() for _ in range(2)]
+    assert values[0] == values[1]
+    assert all(torch.equal(t, before[name]) for name, t in run.method.state_dict().items())
 
 
 @pytest.mark.parametrize("method", TRAINING)
@@ -131,7 +155,10 @@ def test_rows_embedded_in_one_call_or_in_four_give_the_same_loss_in_eval_mode(me
 def test_at_collapse_the_loss_is_what_the_method_calls_chance(method, tmp_path):
     run = trainer(method, tmp_path)
     run.method.eval()
-    batch = run._batch(np.arange(16), np.zeros(16, dtype=np.int64), 0)
+    batch = first_batch(run)
+    for module in run.method.modules():  # what was embedded before has collapsed as well
+        for rows in [getattr(module, name) for name in PAST.get(type(module), [])]:
+            rows.fill_(rows.shape[1] ** -0.5)
     chance = run.method.chance(16)
     if chance is None:
         pytest.skip(f"{method} defines no loss at chance")
@@ -139,6 +166,77 @@ def test_at_collapse_the_loss_is_what_the_method_calls_chance(method, tmp_path):
         collapsed = {name: torch.ones_like(t) for name, t in run.method.embed(batch).items()}
         loss, _ = run.method.loss(collapsed, batch)
     assert loss.item() == pytest.approx(chance, rel=1e-5)
+
+
+class Killed(Exception):
+    """Stands for a signal."""
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", TRAINING)
+def test_killed_and_resumed_in_mid_epoch_equals_a_straight_run_bit_for_bit(method, precision, tmp_path):
+    changes = {"epochs": 2, "last_batch": "keep", "precision": precision}
+    straight = trainer(method, tmp_path / "straight", **changes)
+    straight.run()
+    assert (straight.per_epoch, straight.steps) == (4, 8)
+    for stop in (2, 6):  # inside the first epoch and inside the second
+
+        def kill(step, steps, stop=stop):
+            if step == stop:
+                raise Killed
+
+        killed = trainer(method, tmp_path / "killed", **changes)
+        killed.checkpoint_seconds, killed.report = 0.0, kill
+        with pytest.raises(Killed):
+            killed.run()
+    resumed = trainer(method, tmp_path / "killed", **changes)
+    resumed.run()
+    whole, again = straight.method.state_dict(), resumed.method.state_dict()
+    assert whole.keys() == again.keys()
+    assert [name for name in whole if not torch.equal(whole[name], again[name])] == []
+    assert resumed.history == straight.history
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_unknown_option_and_a_missing_one_are_errors_at_start(method):
+    raw = SETTINGS.model_dump(exclude_unset=True)
+    raw["methods"][method]["unheard_of"] = 1
+    with pytest.raises(params.ParamsError, match=rf"methods\.{method}\.unheard_of: unknown key"):
+        params.check(raw)
+    for option in SETTINGS.methods[method]:
+        raw = SETTINGS.model_dump(exclude_unset=True)
+        del raw["methods"][method][option]
+        with pytest.raises(params.ParamsError, match=rf"methods\.{method}\.{option}: missing"):
+            params.check(raw)
+
+
+def bounds():
+    """Every option of every method with a bound, and a value just outside."""
+    for method in METHODS:
+        for option, field in options_model(METHODS.component(method)).model_fields.items():
+            marks = [m for mark in field.metadata for m in (mark if isinstance(mark, Interval) else [mark])]
+            for mark in marks:
+                if isinstance(mark, Gt):
+                    yield method, option, mark.gt
+                if isinstance(mark, Ge):
+                    yield method, option, mark.ge - 1
+                if isinstance(mark, Le):
+                    yield method, option, mark.le + 0.5
+
+
+@pytest.mark.parametrize(("method", "option", "value"), list(bounds()))
+def test_a_value_outside_an_options_bounds_is_refused_at_start(method, option, value):
+    raw = SETTINGS.model_dump(exclude_unset=True)
+    raw["methods"][method][option] = value
+    with pytest.raises(params.ParamsError, match=rf"methods\.{method}\.{option}: .*\(given {value}"):
+        params.check(raw)
+
+
+def test_temperatures_momenta_and_counts_are_bounded():
+    bounded = {(method, option) for method, option, _ in bounds()}
+    numbers = {"temperature", "momentum", "bank_momentum", "negatives", "clusters", "k", "dim"}
+    wanted = {(m, o) for m in METHODS for o in options_model(METHODS.component(m)).model_fields if o in numbers}
+    assert wanted <= bounded
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_rate(tmp_path):

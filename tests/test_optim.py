@@ -7,12 +7,14 @@ import torch
 from torch import nn
 
 from bench.methods.base import ParameterGroup
-from bench.optim import build, learning_rate, set_learning_rate
+from bench.optim import build, drop_frozen_gradients, learning_rate, scaled, set_learning_rate
 
 COSINE = {"base": 0.5, "steps": 110, "warmup": 10.0, "decay": "cosine"}
 CONSTANT = COSINE | {"decay": "constant"}
 NO_WARMUP = {"base": 2e-3, "steps": 8, "warmup": 0.0, "decay": "cosine"}
 HALF_STEPS = COSINE | {"warmup": 2.5}
+STEP = {"base": 0.03, "steps": 200, "warmup": 0.0, "decay": "step", "milestones": [120, 160], "factor": 0.1}
+RAISED = COSINE | {"warmup_from": 0.2, "end": 0.01}
 
 RATES = {
     "first_step_is_a_warmup_th": (0, COSINE, 0.05),
@@ -30,6 +32,14 @@ RATES = {
     "no_warmup_middle": (4, NO_WARMUP, 1e-3),
     "part_of_a_step_of_warmup": (0, HALF_STEPS, 0.2),
     "part_of_a_step_never_overshoots": (2, HALF_STEPS, 0.5),
+    "a_warmup_may_begin_above_0": (0, RAISED, 0.5 * (0.2 + 0.8 * 0.1)),
+    "it_ends_at_the_base_all_the_same": (9, RAISED, 0.5),
+    "a_cosine_may_end_above_0": (110, RAISED, 0.005),
+    "and_is_halfway_between_at_its_middle": (60, RAISED, 0.5 * (1 + 0.01) / 2),
+    "steps_keep_the_base_before_the_first": (119, STEP, 0.03),
+    "the_first_step": (120, STEP, 0.003),
+    "the_second_step": (160, STEP, 0.0003),
+    "steps_after_a_warmup": (2, STEP | {"warmup": 4.0}, 0.0225),
     "warmup_longer_than_training": (7, NO_WARMUP | {"warmup": 16.0}, 1e-3),
     "warmup_of_all_steps": (7, NO_WARMUP | {"warmup": 8.0}, 2e-3),
 }
@@ -108,6 +118,64 @@ def test_a_groups_factors_are_its_own_and_what_no_group_names_stays(options):
     ]
     found = settings(module, build(module, groups, options))
     assert found == {"conv.weight": (0.03, 0.5), "conv.bias": (0.0, 0.5), "head.weight": (0.01, 1.0)}
+
+
+def test_a_frozen_group_does_not_move_until_its_step_and_others_do():
+    for options in OPTIMIZERS.values():
+        module = Small()
+        groups = [ParameterGroup(ALL[:4]), ParameterGroup(["head.weight", "head.bias"], frozen_until=2)]
+        optimizer = build(module, groups, options | {"decay_norm_bias": True})
+        moves = []
+        for step in range(4):
+            before = {name: p.clone() for name, p in module.named_parameters()}
+            for p in module.parameters():
+                p.grad = torch.ones_like(p)
+            drop_frozen_gradients(optimizer, step)
+            optimizer.step()
+            moves.append({name for name, p in module.named_parameters() if not torch.equal(p, before[name])})
+        assert moves == [set(ALL[:4]), set(ALL[:4]), set(ALL), set(ALL)]
+
+
+@pytest.mark.parametrize("options", [SGD, LARS], ids=["sgd", "lars"])
+def test_a_group_may_have_less_momentum_and_then_none_is_kept(options):
+    module = Small()
+    groups = [ParameterGroup(ALL[:4]), ParameterGroup(["head.weight", "head.bias"], momentum=0.0)]
+    optimizer = build(module, groups, options)
+    assert {group["momentum"] for group in optimizer.param_groups} == {0.9, 0.0}
+    set_learning_rate(optimizer, 0.1)
+    for _ in range(2):
+        for p in module.parameters():
+            p.grad = torch.ones_like(p)
+        before = module.head.bias.clone()
+        optimizer.step()
+        torch.testing.assert_close(module.head.bias, before - 0.1)
+
+
+def test_lars_adapts_vectors_and_gives_them_a_rate_of_their_own_where_asked():
+    module = Small()
+    options = LARS | {"adapt_norm_bias": True, "norm_bias_lr": 0.024, "weight_decay": 0.0}
+    optimizer = build(module, [ParameterGroup(ALL, lr=0.5)], options)
+    found = settings(module, optimizer)
+    assert found == {name: (0.0, 0.5 if name in MATRICES else 0.5 * 0.024) for name in ALL}
+    set_learning_rate(optimizer, 2.0)
+    before = module.norm.weight.detach().clone()
+    for p in module.parameters():
+        p.grad = torch.full_like(p, 3.0)
+    optimizer.step()
+    trust = 0.001 * before.norm() / (3 * math.sqrt(3))  # |g| of three entries of 3
+    torch.testing.assert_close(module.norm.weight, before - 2.0 * 0.5 * 0.024 * trust * 3.0)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "batch", "rate"),
+    [("none", 4096, 0.3), ("linear", 256, 0.3), ("linear", 4096, 4.8), ("linear", 128, 0.15), ("sqrt", 4096, 19.2)],
+)
+def test_a_learning_rate_scales_with_the_batch_as_asked(scaling, batch, rate):
+    assert scaled(0.3, scaling, batch) == pytest.approx(rate)
+
+
+def test_linear_scaling_doubles_with_the_batch():
+    assert scaled(0.2, "linear", 1024) == pytest.approx(2 * scaled(0.2, "linear", 512))
 
 
 def test_a_rate_is_set_times_each_groups_factor():

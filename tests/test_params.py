@@ -21,6 +21,8 @@ VIEW = "recipes.symmetric.views.0"
 STUDY = {"base": "simclr", "vary": {"methods.simclr.dim": [8, 16]}, "protocols": ["knn"]}
 JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.0, "hue": 0.0, "p": 0.8}
 CROP = {"scale": [0.3, 1.0], "ratio": [0.75, 1.25]}
+LOCAL = {"role": "local", "count": 1, "size": 14, "ops": [{"crop": CROP}]}
+SNCLR = {"temperature": 0.2, "queue_size": 64, "k": 5, "scale": 1.0, "momentum": 0.9, "hidden": 8, "dim": 8}
 
 
 def raw():
@@ -79,7 +81,7 @@ REFUSED = {
     ),
     "unknown_key_of_an_optimiser": (
         {"defaults.optimizer.lrr": 3},
-        ["defaults.optimizer", ".lrr:", "3", "mean 'lr'", "name, weight_decay"],
+        ["defaults.optimizer", ".lrr:", "3", "mean 'lr'", "name, scaling, weight_decay"],
     ),
     "missing_key": ({"seeds": ABSENT}, ["seeds: missing", "evaluations, methods"]),
     "missing_nested_key": ({"defaults.batch": ABSENT}, ["defaults.batch: missing", "device, epochs"]),
@@ -203,6 +205,35 @@ REFUSED = {
         {"studies.one": STUDY | {"vary": {"methods.simclr.dim": []}}},
         ["studies.one.vary.methods.simclr.dim:", "at least 1 item", "[]"],
     ),
+    "scaling_that_is_none_of_them": (
+        {"defaults.optimizer.scaling": "square"},
+        ["defaults.optimizer", "scaling", "'none', 'linear' or 'sqrt'", "square"],
+    ),
+    "steps_without_milestones": (
+        {"defaults.schedule": {"warmup": 0, "decay": "step"}},
+        ["defaults.schedule", "decay: step wants milestones (epochs) and a factor"],
+    ),
+    "milestones_that_fall": (
+        {"defaults.schedule": {"warmup": 0, "decay": "step", "milestones": [3, 2], "factor": 0.1}},
+        ["defaults.schedule", "milestones want to rise, not [3, 2]"],
+    ),
+    "milestones_of_a_cosine": (
+        {"defaults.schedule.milestones": [3]},
+        ["defaults.schedule", "milestones belongs to decay: step, not to cosine; remove it"],
+    ),
+    "end_of_a_constant": (
+        {"defaults.schedule.decay": "constant", "defaults.schedule.end": 0.1},
+        ["defaults.schedule", "end belongs to decay: cosine, not to constant"],
+    ),
+    "local_view_before_a_global_one": (
+        {"recipes.turned": {"views": [LOCAL, LOCAL | {"role": "global"}]}},
+        ["recipes.turned", "global views stand before local ones"],
+    ),
+    "option_above_the_one_that_bounds_it": (
+        {"methods.snclr": SNCLR | {"k": 65}},
+        ["methods.snclr.k: 65 is more than queue_size, 64"],
+    ),
+    "momentum_above_1": ({"methods.snclr": SNCLR | {"momentum": 1.5}}, ["methods.snclr.momentum:", "1.5"]),
     "threads_of_a_training": ({"training.simclr": {"threads": 2}}, ["training.simclr", "threads: 1, not 2"]),
 }
 

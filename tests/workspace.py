@@ -1,18 +1,28 @@
 """A copy of the checkout as a git repository of its own, and commands run in its smoke profile."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-class Workspace:
-    """A fresh clone with the working tree's files; its store and data root are its own."""
+FEW = ("random_init", "supervised", "simclr", "nnclr")  # enough for what does not depend on the method
 
-    def __init__(self, folder: Path):
+
+class Workspace:
+    """A fresh clone with the working tree's files; its store and data root are its own.
+
+    Args:
+        folder: where it is made.
+        methods: which of the smoke profile's methods stay, with the default training; None for all as they are.
+    """
+
+    def __init__(self, folder: Path, methods: Collection[str] | None = FEW):
         self.root = folder / "checkout"
         self.here = self.root / "profiles" / "smoke"
         listed = git(ROOT, "ls-files", "-co", "--exclude-standard", "-z").split("\0")
@@ -22,9 +32,22 @@ class Workspace:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target, follow_symlinks=False)
         (self.here / "dvc.lock").unlink(missing_ok=True)
+        if methods is not None:
+            self._keep(methods)
         git(self.root, "init", "-q")
         self.commit()
         self.store = self.root / "work"
+
+    def _keep(self, methods: Collection[str]) -> None:
+        path = self.here / "params.yaml"
+        sections = re.split(r"(?m)^(?=\w)", path.read_text())
+        for i, section in enumerate(sections):
+            if section.startswith("methods:"):
+                entries = re.split(r"(?m)^(?=  \w)", section)
+                sections[i] = entries[0] + "".join(e for e in entries[1:] if e.split(":")[0].strip() in methods)
+            elif section.startswith("training:"):
+                sections[i] = "training: {}\n"
+        path.write_text("".join(sections))
 
     def commit(self, *forced: str) -> None:
         git(self.root, "add", "-A")

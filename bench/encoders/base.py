@@ -1,6 +1,7 @@
 """What an encoder is."""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ class Encoder(nn.Module, ABC):
     Subclasses take `channels` and keyword-only options without defaults, and set `dim`.
     """
 
+    smallest: ClassVar[int] = 1
+    """Smallest side, in pixels, of an image it takes."""
     dim: int
 
     @abstractmethod

@@ -6,11 +6,11 @@ is averaged to 2x2, so that dim = 32 w at any image size.
 
 from itertools import pairwise
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from bench.encoders.base import Encoder
+from bench.encoders.layers import pool_to
 from bench.options import PositiveInt
 
 STRIDE = 2
@@ -35,17 +35,7 @@ class Conv4(Encoder):
         self.dim = widths[-1] * POOLED**2
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-        return _pool(self.blocks(x)).flatten(1)  # (n, dim)
-
-
-def _pool(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c k"]:
-    """Adaptive 2x2 average pooling: quarters, which share the middle where a side is odd.
-
-    torch's own has no deterministic gradient on CUDA.
-    """
-    tall, wide = (x.shape[2] + 1) // 2, (x.shape[3] + 1) // 2
-    rows, columns = (slice(tall), slice(-tall, None)), (slice(wide), slice(-wide, None))
-    return torch.stack([x[:, :, r, c].mean((2, 3)) for r in rows for c in columns], 2)
+        return pool_to(self.blocks(x), POOLED).flatten(1)  # (n, dim)
 
 
 def _block(channels: int, width: int, stride: int) -> nn.Sequential:

@@ -52,11 +52,21 @@ class DataInfo:
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters, by name, that share factors of the learning rate and of the weight decay."""
+    """Parameters that the optimiser treats alike.
+
+    Args:
+        names: of the parameters.
+        lr: factor of the learning rate.
+        decay: factor of the weight decay.
+        momentum: factor of the momentum, where the optimiser has one.
+        frozen_until: the step, from 0, before which they do not move.
+    """
 
     names: list[str]
     lr: float = 1.0
     decay: float = 1.0
+    momentum: float = 1.0
+    frozen_until: int = 0
 
 
 Extract = Callable[[nn.Module], Tensor]
@@ -71,7 +81,8 @@ class Method(nn.Module, ABC):
     """
 
     trains: ClassVar[bool] = True
-    views: ClassVar[int | None] = None  # how many a recipe must show; None: any number
+    views: ClassVar[int | None] = None  # how many global views a recipe must show; None: any views
+    local_views: ClassVar[bool] = False  # whether local views (multi-crop) may follow them
     encoder: Encoder
 
     def __init__(self, encoder: Encoder):
@@ -98,6 +109,10 @@ class Method(nn.Module, ABC):
 
     def before_epoch(self, epoch: int, extract: Extract) -> None:
         """Effects that precede an epoch; `extract(module)` embeds the clean training images, (N, d)."""
+
+    def resets(self, epoch: int) -> list[nn.Module]:
+        """Modules that `before_epoch` has made anew for this epoch: the trainer drops their optimiser state."""
+        return []
 
     def order(self, epoch: int) -> Tensor | None:
         """(m,) rows to show in this epoch, or None for the addressed permutation."""

@@ -5,7 +5,8 @@ The positive of p2 is not z1 but NN(z1, Q), its nearest neighbour in the support
 the other images' p are negatives (n candidates, none of the same view). tau: temperature.
 
 Both directions are averaged; both look up Q as it was before the step; the neighbour carries no gradient;
-view 1's z alone enters Q, after the step. An older embedding of the same image may be the neighbour: how
+view 1's z alone enters Q, after the step. Local views (multi-crop) are predicted from both neighbours too, and are
+not looked up. An older embedding of the same image may be the neighbour: how
 often it is, and how often the neighbour's class is the image's, is in the history (rows of Q that no image
 has filled yet count as neither).
 
@@ -43,6 +44,7 @@ class NNCLR(Method):
     """
 
     views: ClassVar[int] = 2
+    local_views: ClassVar[bool] = True
     labels: Tensor
 
     def __init__(
@@ -58,27 +60,33 @@ class NNCLR(Method):
         predictor_hidden: PositiveInt,
     ):
         super().__init__(encoder)
-        self.projector = mlp([encoder.dim, hidden, hidden, dim], last_norm=True)
-        self.predictor = mlp([dim, predictor_hidden, dim], last_norm=False)
+        self.projector = mlp([encoder.dim, hidden, hidden, dim], last="norm")
+        self.predictor = mlp([dim, predictor_hidden, dim], last="linear")
         self.support = SupportSet(support_size, dim, seed)
         self.register_buffer("labels", torch.full((data.rows,), NOISE))  # of images seen; for the history
         self.temperature = temperature
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
-        z1, z2 = (self.projector(self.encoder(x)) for x in batch.views)  # (n, d) each
-        return {"z1": z1, "z2": z2, "p1": self.predictor(z1), "p2": self.predictor(z2)}
+        z = [self.projector(self.encoder(x)) for x in batch.views]  # (n, d) each
+        predictions = {f"p{i}": self.predictor(rows) for i, rows in enumerate(z, 1)}
+        return {"z1": z[0], "z2": z[1], **predictions}
 
     def loss(self, e: dict[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, float]]:
         nn1, positions = self.support.nearest(e["z1"])  # (n, 1, d), (n, 1)
         nn2, _ = self.support.nearest(e["z2"])
-        loss1 = nnclr_loss(nn1[:, 0], e["p2"], self.temperature)
-        loss2 = nnclr_loss(nn2[:, 0], e["p1"], self.temperature)
+        p1, p2, *local = (e[f"p{i}"] for i in range(1, len(batch.views) + 1))
+        loss1 = self._predict(nn1[:, 0], [p2, *local])
+        loss2 = self._predict(nn2[:, 0], [p1, *local])
         origin = self.support.index[positions[:, 0]]  # (n,)
         known = origin != NOISE
         pure = known & (self.labels[origin] == batch.labels)
         same = known & (origin == batch.index)
         logs = {"neighbour_purity": pure.float().mean().item(), "same_image": same.float().mean().item()}
         return (loss1 + loss2) / 2, logs
+
+    def _predict(self, neighbours: Tensor, predictions: list[Tensor]) -> Tensor:
+        losses = [nnclr_loss(neighbours, p, self.temperature) for p in predictions]
+        return torch.stack(losses).mean()
 
     def chance(self, rows: int) -> float:
         return math.log(rows)

@@ -48,7 +48,7 @@ class SimCLR(Method):
         dim: PositiveInt,
     ):
         super().__init__(encoder)
-        self.projector = mlp([encoder.dim, hidden, dim], last_norm=False)
+        self.projector = mlp([encoder.dim, hidden, dim], last="linear")
         self.temperature = temperature
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:

@@ -1,0 +1,100 @@
+"""What the data, the recipe and the encoder allow: refused on the plan, before any work starts."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from bench.encoders import ENCODERS
+from bench.errors import BenchError
+from bench.evaluators import EVALUATORS
+from bench.methods import METHODS
+from bench.options import AtMostRows, AtMostTrainingRows
+from bench.params import options_model
+from bench.registry import Component
+from bench.settings import Params, Training
+
+
+class LimitError(BenchError, ValueError):
+    """Params that are sound in themselves but ask for more than there is; says what to change."""
+
+
+def check_pretraining(params: Params, manifest: Mapping[str, Any], method: str) -> None:
+    """Check the pretraining of a method against the data it would see.
+
+    Args:
+        params: the whole file.
+        manifest: of the image set.
+        method: its id.
+
+    Raises:
+        LimitError: the batch or a count above the training images, another number of views than the method
+            works on, or images too small for the encoder.
+    """
+    training = params.training_of(method)
+    _check_rows(params, manifest, method, training)
+    _check_views(params, method, training)
+    _check_sides(params, manifest, training)
+
+
+def check_protocol(params: Params, manifest: Mapping[str, Any], protocol: str) -> None:
+    """Check an evaluation's options against the rows it can choose from.
+
+    Raises:
+        LimitError: a count above the rows that are not test rows.
+    """
+    rows = manifest["rows"] - manifest["test_rows"]
+    for name in _marked(EVALUATORS.component(protocol), AtMostRows):
+        given = params.evaluations[protocol][name]
+        if max(given) > rows:
+            raise LimitError(
+                f"evaluations.{protocol}.{name}: {given} asks for more than the {rows} rows of "
+                f"{params.data.name} that are not test rows"
+            )
+
+
+def _marked(component: Component, mark: type) -> Iterator[str]:
+    """Options that carry a mark."""
+    for name, field in options_model(component).model_fields.items():
+        if any(isinstance(found, mark) for found in field.metadata):
+            yield name
+
+
+def _check_rows(params: Params, manifest: Mapping[str, Any], method: str, training: Training) -> None:
+    rows = manifest["rows"] - manifest["test_rows"]
+    rows = round(params.data.fraction * (rows - round(params.data.validation * rows)))
+    if rows < (2 if training.last_batch == "keep" else training.batch):
+        raise LimitError(
+            f"{method}: batch {training.batch} is more than the {rows} training images of "
+            f"{params.data.name}; lower training.{method}.batch or raise data.fraction"
+        )
+    for name in _marked(METHODS.component(method), AtMostTrainingRows):
+        given = params.methods[method][name]
+        if given > rows:
+            raise LimitError(
+                f"methods.{method}.{name}: {given} is more than the {rows} training images of "
+                f"{params.data.name}; lower it or raise data.fraction"
+            )
+
+
+def _check_views(params: Params, method: str, training: Training) -> None:
+    component, recipe = METHODS.component(method), params.recipes[training.recipe]
+    wanted = component.constant("views")
+    if wanted is None:
+        return
+    shown, local = recipe.count("global"), recipe.count("local")
+    if shown != wanted:
+        problem = f"{method} wants {wanted} global views, recipe '{training.recipe}' shows {shown}"
+    elif local and not component.constant("local_views", False):
+        problem = f"{method} has no use for local views, recipe '{training.recipe}' shows {local}"
+    else:
+        return
+    raise LimitError(f"{problem}; name another under training.{method}.recipe")
+
+
+def _check_sides(params: Params, manifest: Mapping[str, Any], training: Training) -> None:
+    smallest = ENCODERS.component(params.encoder.name).constant("smallest", 1)
+    sides = {f"the images of {params.data.name}": min(manifest["height"], manifest["width"])}
+    for i, view in enumerate(params.recipes[training.recipe].views):
+        sides[f"recipes.{training.recipe}.views.{i}.size"] = view.size
+    for where, side in sides.items():
+        if side < smallest:
+            raise LimitError(f"{where}: {side} pixels; the encoder {params.encoder.name} wants at least {smallest}")

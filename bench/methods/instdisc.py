@@ -1,0 +1,166 @@
+"""InstDisc: Wu et al., "Unsupervised feature learning via non-parametric instance discrimination".
+
+arXiv 1805.01978, section 3. One view x of image i; v = f(x) projected and of unit length; every image is a class of
+its own. The memory bank holds one v_i for each of the N images, from its last visit. tau: temperature.
+
+`softmax` chooses the classifier: `parametric`, w_i . v with a weight per image (eq. 1); `full`, v_i . v / tau over the
+whole bank (eq. 2); `nce`, noise-contrastive estimation of that with m drawn negatives (eq. 4 to 7), whose constant Z is
+estimated in the first `z_batches` batches (eq. 8) and then frozen, as state. lambda: `proximal`, the pull of v towards
+its row of the bank (section 3.3). The bank is updated after the step: row = momentum * row + (1 - momentum) * v,
+made unit.
+
+Deviations: the bank begins as unit rows (the released code's have that length in expectation); Z is estimated from
+the drawn negatives alone (the released code counts the positive among them); negatives are drawn with replacement from
+all N images, as in the released code, so a draw may be the positive.
+"""
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from bench.encoders.base import Encoder
+from bench.losses import unit
+from bench.methods.base import Batch, DataInfo, Method, Progress
+from bench.options import Fraction, NonNegative, Positive, PositiveInt, TrainingRowCount
+from bench.random import Address
+from bench.support import MemoryBank
+
+
+class InstDisc(Method):
+    """InstDisc.
+
+    Args:
+        encoder: f.
+        data: the training subset.
+        seed: the cell's seed.
+        softmax: parametric, full or nce.
+        negatives: m, of nce.
+        z_batches: batches from which nce's Z is estimated.
+        temperature: tau, of full and nce.
+        proximal: lambda; 0 for none.
+        bank_momentum: share of the old row in the bank's new one; the paper replaces rows (0), its code mixes (0.5).
+        dim: of v.
+    """
+
+    views: ClassVar[int] = 1
+    z_sum: Tensor
+    z_count: Tensor
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        data: DataInfo,
+        *,
+        seed: int,
+        softmax: Literal["parametric", "full", "nce"],
+        negatives: TrainingRowCount,
+        z_batches: PositiveInt,
+        temperature: Positive,
+        proximal: NonNegative,
+        bank_momentum: Fraction,
+        dim: PositiveInt,
+    ):
+        super().__init__(encoder)
+        self.projector = nn.Linear(encoder.dim, dim)
+        self.classifier = nn.Linear(dim, data.rows, bias=False) if softmax == "parametric" else None
+        self.bank = MemoryBank(data.rows, dim, bank_momentum, seed)
+        self.register_buffer("z_sum", torch.zeros((), dtype=torch.float64))  # of the estimates so far
+        self.register_buffer("z_count", torch.zeros((), dtype=torch.int64))
+        self.seed, self.softmax, self.negatives, self.z_batches = seed, softmax, negatives, z_batches
+        self.temperature, self.proximal = temperature, proximal
+
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        v = self.projector(self.encoder(batch.views[0]))  # (n, d)
+        return {"v": v} if self.classifier is None else {"v": v, "logits": self.classifier(v)}
+
+    def loss(self, e: dict[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        rows, logs = self.bank.rows, {}
+        if self.softmax == "parametric":
+            loss = F.cross_entropy(e["logits"].float(), batch.index)
+        elif self.softmax == "full":
+            loss = softmax_loss(e["v"], rows, batch.index, self.temperature)
+        else:
+            drawn = self._draw(batch)
+            z_sum, z_count = self._estimate(e["v"], drawn)
+            logs["z"] = float(z_sum / z_count)
+            loss = nce_loss(e["v"], rows, batch.index, drawn, self.temperature, logs["z"])
+        return loss + self.proximal * proximal_term(e["v"], rows[batch.index]), logs
+
+    def chance(self, rows: int) -> float:
+        m = self.negatives
+        if self.softmax == "nce":  # every P is 1 / N
+            return math.log1p(m) + m * math.log1p(1 / m)
+        return math.log(len(self.bank.rows))
+
+    def after_step(self, e: dict[str, Tensor], batch: Batch, progress: Progress) -> None:
+        if self.softmax == "nce" and self.z_count < self.z_batches:
+            z_sum, z_count = self._estimate(e["v"], self._draw(batch))
+            self.z_sum.copy_(z_sum)
+            self.z_count.copy_(z_count)
+        self.bank.update(batch.index, e["v"])
+
+    def _estimate(self, v: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum and number of the estimates of Z with this batch's, or without once it is frozen."""
+        if self.z_count >= self.z_batches:
+            return self.z_sum, self.z_count
+        estimate = estimate_z(v.detach(), self.bank.rows, drawn, self.temperature)
+        return self.z_sum + estimate, self.z_count + 1
+
+    def _draw(self, batch: Batch) -> Int[Tensor, "n m"]:
+        """Addressed negatives, uniform over all images; more of them begin with fewer."""
+        ids, shown = batch.index.cpu().numpy(), batch.occurrence.cpu().numpy()
+        words = Address(self.seed, "negatives", ids, batch.epoch, shown).words("row", self.negatives)
+        rows = torch.from_numpy(words.astype("int64") * len(self.bank.rows) >> 32)  # (n, m)
+        return rows.to(batch.index.device)
+
+
+def softmax_loss(
+    v: Float[Tensor, "n d"], bank: Float[Tensor, "N d"], index: Int[Tensor, " n"], temperature: float
+) -> Float[Tensor, ""]:
+    """Eq. 2: -log P(i | v) with P the softmax of v_j . v / tau over the bank; mean. At chance it is ln N."""
+    with torch.autocast(v.device.type, enabled=False):
+        v = unit(v)
+        logits = v @ bank.to(v.dtype).mT / temperature  # (n, N)
+    return F.cross_entropy(logits, index)
+
+
+def nce_loss(
+    v: Float[Tensor, "n d"],
+    bank: Float[Tensor, "N d"],
+    index: Int[Tensor, " n"],
+    negatives: Int[Tensor, "n m"],
+    temperature: float,
+    z: float,
+) -> Float[Tensor, ""]:
+    """Eq. 7: -log h(i, v) - sum over the m negatives j of log(1 - h(j, v)); mean over rows.
+
+    h = P / (P + m / N) (eq. 6) with P(j | v) = exp(v_j . v / tau) / Z (eq. 4). v is normalised here.
+    """
+    v = unit(v)
+    log_ratio = math.log(z * negatives.shape[1] / len(bank))  # of Z m / N: h = sigmoid(v_j . v / tau - this)
+    positive = (v * bank[index].to(v.dtype)).sum(1) / temperature - log_ratio  # (n,)
+    negative = _products(v, bank, negatives) / temperature - log_ratio  # (n, m)
+    return -(F.logsigmoid(positive) + F.logsigmoid(-negative).sum(1)).mean()
+
+
+def estimate_z(
+    v: Float[Tensor, "n d"], bank: Float[Tensor, "N d"], negatives: Int[Tensor, "n m"], temperature: float
+) -> Tensor:
+    """Eq. 8: Z is about N times the mean of exp(v_j . v / tau) over the rows' negatives j; in double precision."""
+    return len(bank) * (_products(unit(v), bank, negatives).double() / temperature).exp().mean()
+
+
+def proximal_term(v: Float[Tensor, "n d"], old: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    """Section 3.3, eq. 9: |v - v'|^2 with v' the row of the last visit; mean over rows. v is normalised here."""
+    v = unit(v)
+    return (v - old.to(v.dtype)).square().sum(1).mean()
+
+
+def _products(v: Tensor, bank: Tensor, rows: Tensor) -> Tensor:
+    """(n, m) products of each v with its own rows of the bank."""
+    with torch.autocast(v.device.type, enabled=False):
+        return torch.einsum("nd,nmd->nm", v, bank.to(v.dtype)[rows])
