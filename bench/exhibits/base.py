@@ -9,15 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from bench.methods import METHODS
 from bench.stats import Interval
 
-NAMES = {
-    "raw_pixels": "Raw pixels",
-    "random_init": "Random init",
-    "supervised": "Supervised",
-    "simclr": "SimCLR",
-    "nnclr": "NNCLR",
-}
 # Okabe and Ito's colours that reach a contrast of 3:1 on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")
 MARKERS = "osD^vPX*"
@@ -27,8 +21,9 @@ DECIMALS = 6  # of plotted and tabulated values: noise of the last bits must not
 
 
 def display(name: str) -> str:
-    """A method's name as papers print it."""
-    return NAMES.get(name, name)
+    """A method's name as papers print it; one that is not a method's is spelt out."""
+    spelt = name.replace("_", " ").capitalize()
+    return str(METHODS.component(name).constant("title", name)) if name in METHODS else spelt
 
 
 def look(method: str, methods: Sequence[str]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ class BarlowTwins(Method):
         dim: of z.
     """
 
+    title: ClassVar[str] = "Barlow Twins"
     views: ClassVar[int] = 2
 
     def __init__(

@@ -80,6 +80,7 @@ class Method(nn.Module, ABC):
     The trainer calls, per step: embed, loss, the optimiser, after_step.
     """
 
+    title: ClassVar[str]  # as papers print it
     trains: ClassVar[bool] = True
     views: ClassVar[int | None] = None  # how many global views a recipe must show; None: any views
     local_views: ClassVar[bool] = False  # whether local views (multi-crop) may follow them

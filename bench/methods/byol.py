@@ -32,6 +32,7 @@ class BYOL(Method):
         dim: of z and p.
     """
 
+    title: ClassVar[str] = "BYOL"
     views: ClassVar[int] = 2
 
     def __init__(

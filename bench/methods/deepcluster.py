@@ -50,6 +50,7 @@ class DeepCluster(Method):
         split_empty: an empty cluster takes part of another one.
     """
 
+    title: ClassVar[str] = "DeepCluster"
     views: ClassVar[int] = 1
     assignments: Tensor
     agreement: Tensor

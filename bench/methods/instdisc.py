@@ -46,6 +46,7 @@ class InstDisc(Method):
         dim: of v.
     """
 
+    title: ClassVar[str] = "InstDisc"
     views: ClassVar[int] = 1
     z_sum: Tensor
     z_count: Tensor

@@ -38,6 +38,7 @@ class MoCoV2(Method):
         dim: of q and k.
     """
 
+    title: ClassVar[str] = "MoCo v2"
     views: ClassVar[int] = 2
 
     def __init__(

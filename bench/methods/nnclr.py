@@ -43,6 +43,7 @@ class NNCLR(Method):
         predictor_hidden: width of the prediction's hidden layer.
     """
 
+    title: ClassVar[str] = "NNCLR"
     views: ClassVar[int] = 2
     local_views: ClassVar[bool] = True
     labels: Tensor

@@ -14,6 +14,7 @@ from bench.methods.base import Batch, DataInfo, Method
 class RandomInit(Method):
     """The initial encoder itself."""
 
+    title: ClassVar[str] = "Random init"
     trains: ClassVar[bool] = False
 
     def __init__(self, encoder: Encoder, data: DataInfo, *, seed: int):

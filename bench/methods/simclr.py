@@ -35,6 +35,7 @@ class SimCLR(Method):
         dim: of z.
     """
 
+    title: ClassVar[str] = "SimCLR"
     views: ClassVar[int] = 2
 
     def __init__(

@@ -29,6 +29,7 @@ class SimSiam(Method):
         bottleneck: width of the prediction's hidden layer.
     """
 
+    title: ClassVar[str] = "SimSiam"
     views: ClassVar[int] = 2
 
     def __init__(self, encoder: Encoder, data: DataInfo, *, seed: int, dim: PositiveInt, bottleneck: PositiveInt):

@@ -45,6 +45,7 @@ class SNCLR(Method):
         dim: of y and z.
     """
 
+    title: ClassVar[str] = "SNCLR"
     views: ClassVar[int] = 2
 
     def __init__(

@@ -5,6 +5,7 @@ that see no label; not a paper's method.
 """
 
 import math
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from bench.methods.base import Batch, DataInfo, Method
 
 class Supervised(Method):
     """A linear classifier on h, trained with the encoder."""
+
+    title: ClassVar[str] = "Supervised"
 
     def __init__(self, encoder: Encoder, data: DataInfo, *, seed: int):
         super().__init__(encoder)

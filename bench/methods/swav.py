@@ -46,6 +46,7 @@ class SwAV(Method):
         dim: of z.
     """
 
+    title: ClassVar[str] = "SwAV"
     views: ClassVar[int] = 2
     local_views: ClassVar[bool] = True
 
