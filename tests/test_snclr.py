@@ -457,13 +457,15 @@ def test_without_neighbours_it_is_info_nce_with_a_momentum_branch():
 @pytest.mark.parametrize("k", [0, 3])
 def test_a_gradient_reaches_every_online_parameter_and_none_of_the_branch(k):
     method, b = build(k=k), batch()
-    method.loss(method.embed(b), b)[0].backward()
+    e = method.embed(b)
+    method.loss(e, b)[0].backward()
     branch = {name for name, _ in method.named_parameters() if name.startswith("branch.")}
     assert branch
     for name, parameter in method.named_parameters():
         assert (parameter.grad is None) == (name in branch), name
+        assert parameter.requires_grad == (name not in branch), name
         assert name in branch or parameter.grad.abs().max() > 0, name
-    assert not method.queue.rows.requires_grad
+    assert not any(rows.requires_grad for rows in (method.queue.rows, e["k1"], e["k2"]))
     reached = {name.split(".")[0] for name, p in method.named_parameters() if p.grad is not None}
     assert reached == {"encoder", "projector", "predictor"} | ({"f1", "f2"} if k else set())
 

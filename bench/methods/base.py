@@ -76,7 +76,8 @@ class Method(nn.Module, ABC):
     """A pretraining method.
 
     A subclass takes `encoder`, `data` and keyword-only `seed` and options, none with a default. All
-    state that matters is a parameter or a persistent buffer, so that a checkpoint holds all of it.
+    state that matters is a parameter or a persistent buffer, so that a checkpoint holds all of it. A method that
+    projects h to z has the module that does as `projector`, so that z can be evaluated.
     The trainer calls, per step: embed, loss, the optimiser, after_step.
     """
 

@@ -1,13 +1,13 @@
 """InstDisc: Wu et al., "Unsupervised feature learning via non-parametric instance discrimination".
 
-arXiv 1805.01978, section 3. One view x of image i; v = f(x) projected and of unit length; every image is a class of
-its own. The memory bank holds one v_i for each of the N images, from its last visit. tau: temperature.
+arXiv 1805.01978, section 3. One view x of image i; v = f(x), projected; every image is a class of its own. The
+memory bank holds one unit v_i for each of the N images, from its last visit. tau: temperature.
 
 `softmax` chooses the classifier: `parametric`, w_i . v with a weight per image (eq. 1); `full`, v_i . v / tau over the
-whole bank (eq. 2); `nce`, noise-contrastive estimation of that with m drawn negatives (eq. 4 to 7), whose constant Z is
-estimated in the first `z_batches` batches (eq. 8) and then frozen, as state. lambda: `proximal`, the pull of v towards
-its row of the bank (section 3.3). The bank is updated after the step: row = momentum * row + (1 - momentum) * v,
-made unit.
+whole bank, v of unit length (eq. 2); `nce`, noise-contrastive estimation of that with m drawn negatives (eq. 4 to
+7), whose constant Z is estimated in the first `z_batches` batches (eq. 8) and then frozen, as state. lambda:
+`proximal`, the pull of v towards its row of the bank (section 3.3). The bank is updated after the step: row =
+momentum * row + (1 - momentum) * v, made unit.
 
 Deviations: the bank begins as unit rows (the released code's have that length in expectation); Z is estimated from
 the drawn negatives alone (the released code counts the positive among them); negatives are drawn with replacement from

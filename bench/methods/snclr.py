@@ -121,12 +121,13 @@ def snclr_loss(
     ln(n (K + 1) / (1 + sum of weights)).
     """
     n = len(z)
-    candidates = torch.cat([keys[:, None].to(z.dtype), neighbours.to(z.dtype)], 1).detach()  # (n, K + 1, d)
+    candidates = torch.cat([unit(keys)[:, None], unit(neighbours)], 1).detach()  # (n, K + 1, d)
     logits = similarities(z, candidates.flatten(0, 1)) / temperature  # (n, n (K + 1))
     logits = logits.view(n, n, -1)
     rows = torch.arange(n, device=z.device)
     own = logits[rows, rows]  # (n, K + 1)
-    shift = own.detach().amax(1, keepdim=True)
     weights = torch.cat([weights.new_ones(n, 1), weights], 1).to(own.dtype)
-    supported = (weights * (own - shift).exp()).sum(1).log() + shift[:, 0]  # log of the numerator
+    shift = own.detach().masked_fill(weights == 0, -torch.inf).amax(1, keepdim=True)
+    highest = math.log(torch.finfo(own.dtype).max) / 2  # that only a candidate of weight 0 can reach
+    supported = (weights * (own - shift).clamp(max=highest).exp()).sum(1).log() + shift[:, 0]  # log of the numerator
     return (logits.flatten(1).logsumexp(1) - supported).mean()
