@@ -70,6 +70,13 @@ def _parser() -> argparse.ArgumentParser:
     cells.add_argument("--missing", action="store_true", help="only those that are not")
     tune = add("tune", _tune, "compute the tuning trials on the validation part and write their table")
     tune.add_argument("--to", type=Path, default=Path("docs/tuning.md"), help="where (default: docs/tuning.md)")
+    _add_evaluate(
+        add(
+            "evaluate",
+            _evaluate,
+            "evaluate somebody else's encoder, from a file, under params.yaml's protocols; print its row of the table",
+        )
+    )
     show = add("show", _show, "what a cell is, what it gave, where it lies")
     show.add_argument("cell", help="its key, or the first letters of it")
     report = add("report", _report, "render reports from the records of the pipeline")
@@ -81,6 +88,36 @@ def _parser() -> argparse.ArgumentParser:
     add("compare", _compare, "compare the new reports with the committed ones")
     add("schema", _schema, "print the JSON schema of params.yaml")
     return parser
+
+
+def _add_evaluate(command: argparse.ArgumentParser) -> None:
+    from bench.encoders import ENCODERS
+    from bench.weights import LAYOUTS
+
+    command.epilog = (
+        "example: python -m bench evaluate --checkpoint moco_v2_800ep_pretrain.pth.tar --layout moco "
+        "--encoder resnet50 --option stem=imagenet --normalise imagenet. "
+        "docs/checkpoints.md tells what each layout takes and drops."
+    )
+    command.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="FILE", help=".safetensors, .npz, or torch.save's format"
+    )
+    command.add_argument("--layout", required=True, help=f"how the file names its tensors: {', '.join(LAYOUTS)}")
+    command.add_argument("--encoder", required=True, help=f"which encoder they are for: {', '.join(ENCODERS)}")
+    command.add_argument(
+        "--option", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="an option of the encoder"
+    )
+    command.add_argument(
+        "--normalise",
+        required=True,
+        metavar="HOW",
+        help="what the encoder wants done to images in [0, 1]: none, imagenet, or means and deviations by channel "
+        "as 0.5,0.5,0.5/0.2,0.2,0.2",
+    )
+    command.add_argument("--name", help="of its row (default: the file's)")
+    command.add_argument(
+        "--protocol", nargs="+", action="extend", metavar="NAME", help="only these evaluations of params.yaml"
+    )
 
 
 def _positive(text: str) -> int:
@@ -178,6 +215,26 @@ def _render(options: argparse.Namespace) -> None:
     from bench.report import Records, render
 
     render(Records.read(REPORTS), options.to)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from bench import params, plan
+    from bench.external import External, demand, evaluate_external, parse_options, problems
+    from bench.numerics import pin
+    from bench.store import Store
+
+    settings = params.load(Path("params.yaml"))
+    protocols = list(dict.fromkeys(options.protocol or settings.evaluations))
+    given = parse_options(options.option)
+    name = options.name or options.checkpoint.name.partition(".")[0]
+    asked = External(name, options.checkpoint, options.layout, options.encoder, given, options.normalise)
+    demand(problems(asked, settings, protocols))
+    pin(settings.defaults.numerics, settings.defaults.threads)
+    manifests, store = plan.prepare_all(settings, MANIFESTS), Store()
+    cells, table = evaluate_external(asked, settings, manifests, protocols, store)
+    print(table.markdown())
+    for cell in cells:
+        print(f"{cell.label}: {store.path(cell.key) / 'record.json'}")
 
 
 def _show(options: argparse.Namespace) -> None:

@@ -22,6 +22,7 @@ def pca_whiten(features: Float[Tensor, "n d"], dim: int) -> Float[Tensor, "n k"]
         (n, dim) rows, in the features' precision; the arithmetic is double.
     """
     x = features.double()
+    x = x - x[0]  # exact zeros where all rows are equal, which their mean is not
     x = x - x.mean(0)
     variances, directions = torch.linalg.eigh(x.mT @ x / len(x))  # rising
     variances, directions = variances.flip(0)[:dim], directions.flip(1)[:, :dim]
@@ -46,7 +47,8 @@ def kmeans(
         split_empty: False leaves empty clusters empty.
 
     Returns:
-        (n,) assignments, each to the nearest of the (k, d) centroids; no cluster is empty.
+        (n,) assignments, each to the nearest of the (k, d) centroids (but for the perturbation, where the last of
+        the iterations split a cluster); no cluster is empty.
 
     Raises:
         ValueError: clusters is not in 1..n.
@@ -89,7 +91,7 @@ def _split(
     """Give `empty` part of a cluster drawn in proportion to what it can spare, all in place."""
     donor = int(torch.multinomial((sizes - 1).clamp_min(0).double().cpu(), 1, generator=generator))
     rows = torch.nonzero(assignments == donor)[:, 0]
-    nudge = NUDGE * features[rows].std(correction=0)
+    nudge = NUDGE * features[rows].std(0, correction=0).square().mean().sqrt()
     step = torch.randn(centroids.shape[1], generator=generator).to(centroids) * nudge
     side = (features[rows] - centroids[donor]) @ step  # which of the two perturbed centroids is nearer
     taken = side > 0

@@ -41,7 +41,8 @@ def compute(cell: Cell, store: Store, *, checkpoint_seconds: float) -> None:
         pretrain(config, images, running, folder, checkpoint_seconds=checkpoint_seconds, report=reporter)
     else:
         source = store.path(cell.needs) if cell.needs is not None else None
-        evaluate(config, images, source, folder)
+        targets = {name: load(manifest) for name, manifest in cell.manifest.get("targets", {}).items()}
+        evaluate(config, images, targets, source, folder)
     environment["seconds"] = time.time() - environment["started"]
     store.publish(cell.key, config, folder, environment)
 

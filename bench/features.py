@@ -1,49 +1,33 @@
 """Representations of clean images: what evaluators see of a trained method."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from bench.augment import to_float
-from bench.encoders import ENCODERS
 from bench.encoders.base import Encoder
-from bench.random import derive
+from bench.encoders.layers import pool_to
 
 STATE = "method.safetensors"  # of a finished pretraining cell
 BATCH = 256  # fixed: batch-normalised layers in eval mode give the same bits only at one batch size
 
 
-def build_encoder(config: Mapping[str, Any], channels: int, seed: int) -> Encoder:
-    """The encoder of a seed, before any training: the same one for every method.
-
-    Args:
-        config: `name` and `options` of the encoder.
-        channels: channels of the images.
-        seed: the cell's seed; torch's generator starts from its address.
-    """
-    torch.manual_seed(derive(seed, "encoder"))
-    return ENCODERS[config["name"]](channels, **config["options"])
-
-
-def trained_encoder(config: Mapping[str, Any], channels: int, state: Mapping[str, Tensor]) -> Encoder:
-    """The encoder of a finished cell, from its published state."""
-    encoder = build_encoder(config["encoder"], channels, config["seed"])
-    encoder.load_state_dict({k.removeprefix("encoder."): t for k, t in state.items() if k.startswith("encoder.")})
-    return encoder.to(config["device"], memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
 def extract(module: nn.Module, images: UInt8[Tensor, "n h w c"]) -> Float[Tensor, "n d"]:
     """Embed clean images in eval mode and without gradients; the module's mode is put back."""
+    device = next(module.parameters()).device
+    return torch.cat([_embed(module, to_float(chunk.to(device))) for chunk in images.split(BATCH)])
+
+
+def _embed(module: nn.Module, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
     training = module.training
     device = next(module.parameters()).device
     module.eval()
     with torch.no_grad():
-        parts = [module(to_float(chunk.to(device))).float() for chunk in images.split(BATCH)]
+        h = module(x.to(device)).float()
     module.train(training)
-    return torch.cat(parts)
+    return h
 
 
 class Trained:
@@ -53,23 +37,71 @@ class Trained:
         encoder: the encoder, or None for raw pixels.
         device: where features are wanted.
         snapshots: the same encoder after earlier epochs.
+        projector: the method's, h to z; None for a method without one.
     """
 
-    def __init__(self, encoder: Encoder | None, device: str = "cpu", snapshots: Mapping[int, "Trained"] | None = None):
+    def __init__(
+        self,
+        encoder: Encoder | None,
+        device: str = "cpu",
+        snapshots: Mapping[int, "Trained"] | None = None,
+        projector: nn.Module | None = None,
+    ):
         self.encoder, self.device, self.snapshots = encoder, device, dict(snapshots or {})
+        self.projector = projector
 
-    def features(self, x: UInt8[Tensor, "n h w c"], at: str = "h") -> Float[Tensor, "n d"]:
-        """Features of clean images.
+    @property
+    def places(self) -> list[str]:
+        """Where features can be taken: h, z where there is a projection, and the encoder's layers."""
+        projection = [] if self.projector is None else ["z"]
+        return ["h", *projection, *(self.encoder.layers() if self.encoder else [])]
+
+    def features(
+        self, x: UInt8[Tensor, "n h w c"], at: str = "h", dimensions: int | None = None
+    ) -> Float[Tensor, "n d"]:
+        """Features of clean images, in eval mode and without gradients.
 
         Args:
             x: (n, h, w, c) uint8 images.
-            at: "h", the representation; the only one yet.
+            at: one of `places`; raw pixels are h.
+            dimensions: a layer's map is average-pooled to the square whose entries come nearest to so many.
 
         Raises:
-            ValueError: another `at`.
+            ValueError: features are not there.
         """
-        if at != "h":
-            raise ValueError(f"features at '{at}' are not there; allowed: h")
+        if at not in self.places:
+            raise ValueError(f"features at '{at}' are not there; allowed: {', '.join(self.places)}")
         if self.encoder is None:
             return to_float(x).flatten(1).to(self.device)
-        return extract(self.encoder, x)
+        if at == "z":
+            assert self.projector is not None
+            return extract(nn.Sequential(self.encoder, self.projector).train(self.encoder.training), x)
+        return extract(self.encoder if at == "h" else _Layer(self.encoder, at, dimensions), x)
+
+    def embed(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+        """Representations h of float images, such as augmented views, in eval mode and without gradients."""
+        if self.encoder is None:
+            return x.flatten(1).to(self.device)
+        return _embed(self.encoder, x)
+
+
+class _Layer(nn.Module):
+    """An encoder up to the map of one of its layers, flattened."""
+
+    def __init__(self, encoder: Encoder, name: str, dimensions: int | None):
+        super().__init__()
+        self.encoder, self.layer, self.dimensions = encoder, encoder.layers()[name], dimensions
+        self.training = encoder.training
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+        maps: list[Tensor] = []
+        handle = self.layer.register_forward_hook(lambda module, inputs, output: maps.append(output.clone()))
+        try:
+            self.encoder(x)
+        finally:
+            handle.remove()
+        found = maps[0]  # (n, c, h, w); a copy: what follows may change it in place
+        if self.dimensions is not None:
+            side = max(1, round((self.dimensions / found.shape[1]) ** 0.5))
+            found = pool_to(found, min(side, *found.shape[2:]))
+        return found.flatten(1)

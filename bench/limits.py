@@ -1,6 +1,6 @@
 """What the data, the recipe and the encoder allow: refused on the plan, before any work starts."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from bench.encoders import ENCODERS
@@ -8,8 +8,7 @@ from bench.errors import BenchError
 from bench.evaluators import EVALUATORS
 from bench.methods import METHODS
 from bench.options import AtMostRows, AtMostTrainingRows
-from bench.params import options_model
-from bench.registry import Component
+from bench.params import marked
 from bench.settings import Params, Training
 
 
@@ -30,6 +29,7 @@ def check_pretraining(params: Params, manifest: Mapping[str, Any], method: str) 
             works on, or images too small for the encoder.
     """
     training = params.training_of(method)
+    _check_labels(params, manifest)
     _check_rows(params, manifest, method, training)
     _check_views(params, method, training)
     _check_sides(params, manifest, training)
@@ -41,8 +41,9 @@ def check_protocol(params: Params, manifest: Mapping[str, Any], protocol: str) -
     Raises:
         LimitError: a count above the rows that are not test rows.
     """
+    _check_labels(params, manifest)
     rows = manifest["rows"] - manifest["test_rows"]
-    for name in _marked(EVALUATORS.component(protocol), AtMostRows):
+    for name in marked(EVALUATORS.component(protocol), AtMostRows):
         given = params.evaluations[protocol][name]
         if max(given) > rows:
             raise LimitError(
@@ -51,11 +52,11 @@ def check_protocol(params: Params, manifest: Mapping[str, Any], protocol: str) -
             )
 
 
-def _marked(component: Component, mark: type) -> Iterator[str]:
-    """Options that carry a mark."""
-    for name, field in options_model(component).model_fields.items():
-        if any(isinstance(found, mark) for found in field.metadata):
-            yield name
+def _check_labels(params: Params, manifest: Mapping[str, Any]) -> None:
+    if manifest.get("metric") == "map11":
+        raise LimitError(
+            f"data.name: the images of {params.data.name} carry several labels each; it is for transfer alone"
+        )
 
 
 def _check_rows(params: Params, manifest: Mapping[str, Any], method: str, training: Training) -> None:
@@ -66,7 +67,7 @@ def _check_rows(params: Params, manifest: Mapping[str, Any], method: str, traini
             f"{method}: batch {training.batch} is more than the {rows} training images of "
             f"{params.data.name}; lower training.{method}.batch or raise data.fraction"
         )
-    for name in _marked(METHODS.component(method), AtMostTrainingRows):
+    for name in marked(METHODS.component(method), AtMostTrainingRows):
         given = params.methods[method][name]
         if given > rows:
             raise LimitError(

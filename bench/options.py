@@ -6,7 +6,7 @@ source, without importing torch, and refuses a value outside them before any wor
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Interval, MinLen
+from annotated_types import Ge, Gt, Interval, Len, MinLen
 
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
@@ -22,6 +22,17 @@ class AtMost:
         self.other = other
 
 
+class AsManyAs:
+    """Marks a list that has as many entries as another one, by name."""
+
+    def __init__(self, other: str):
+        self.other = other
+
+
+class Ordered:
+    """Marks a pair of numbers of which the first is positive and at most the second."""
+
+
 class AtMostTrainingRows:
     """Marks a count that may not exceed the rows that the encoder trains on."""
 
@@ -30,20 +41,33 @@ class AtMostRows:
     """Marks a list of counts none of which may exceed the rows that a protocol can choose from."""
 
 
+class NamesDataSets:
+    """Marks a list of names, each of which stands under `datasets`."""
+
+
+DataSets = Annotated[list[str], MinLen(1), NamesDataSets()]
 TrainingRowCount = Annotated[int, Gt(0), AtMostTrainingRows()]
+Places = Annotated[list[Literal["h", "z"]], MinLen(1)]  # where features are taken
+Range = Annotated[list[Positive], Len(2, 2), Ordered()]  # lowest and highest
 RowCounts = Annotated[list[PositiveInt], MinLen(1), AtMostRows()]
 
 __all__ = [
     "Annotated",
+    "AsManyAs",
     "AtMost",
     "AtMostRows",
     "AtMostTrainingRows",
+    "DataSets",
     "Fraction",
     "Literal",
+    "NamesDataSets",
     "NonNegative",
     "NonNegativeInt",
+    "Ordered",
+    "Places",
     "Positive",
     "PositiveInt",
+    "Range",
     "RowCounts",
     "TrainingRowCount",
 ]

@@ -18,7 +18,7 @@ from bench.encoders import ENCODERS
 from bench.errors import BenchError
 from bench.evaluators import EVALUATORS
 from bench.methods import METHODS
-from bench.options import AtMost
+from bench.options import AsManyAs, AtMost, NamesDataSets, Ordered
 from bench.refusals import refusals
 from bench.registry import Component, Registry, nearest_hint
 from bench.settings import Params, Strict, Training
@@ -112,6 +112,13 @@ def check(raw: Any, name: str = "params.yaml") -> Params:
     return params
 
 
+def marked(component: Component, mark: type) -> Iterator[str]:
+    """A component's options that carry a mark of `bench.options`."""
+    for name, field in options_model(component).model_fields.items():
+        if any(isinstance(found, mark) for found in field.metadata):
+            yield name
+
+
 @cache
 def options_model(component: Component) -> type[BaseModel]:
     """The strict model of a component's options, read from its source."""
@@ -128,17 +135,24 @@ def check_options(registry: Registry, where: str, name: str, given: Mapping[str,
         model.model_validate(given)
     except ValidationError as error:
         return list(refusals(error, model, where))
-    bounds = {
-        option: mark.other
+    return [
+        f"{where}.{option}: {problem}"
         for option, field in model.model_fields.items()
         for mark in field.metadata
-        if isinstance(mark, AtMost)
-    }
-    return [
-        f"{where}.{option}: {given[option]} is more than {other}, {given[other]}"
-        for option, other in bounds.items()
-        if given[option] > given[other]
+        if (problem := _conflict(mark, option, given))
     ]
+
+
+def _conflict(mark: object, option: str, given: Mapping[str, Any]) -> str | None:
+    """What is wrong between an option and what it is marked to agree with."""
+    value = given[option]
+    if isinstance(mark, AtMost) and value > given[mark.other]:
+        return f"{value} is more than {mark.other}, {given[mark.other]}"
+    if isinstance(mark, AsManyAs) and len(value) != len(given[mark.other]):
+        return f"{value} wants as many entries as {mark.other}, {given[mark.other]}"
+    if isinstance(mark, Ordered) and value[0] > value[1]:
+        return f"{value} wants the lower number first"
+    return None
 
 
 def _unknown(registry: Registry, name: str) -> str:
@@ -157,10 +171,19 @@ def _cross_checks(p: Params) -> Iterator[str]:
     for name, options in p.methods.items():
         yield from check_options(METHODS, f"methods.{name}", name, options)
     for name, options in p.evaluations.items():
-        yield from check_options(EVALUATORS, f"evaluations.{name}", name, options)
+        problems = check_options(EVALUATORS, f"evaluations.{name}", name, options)
+        yield from problems or _target_checks(p, name, options)
     if len(set(p.seeds)) != len(p.seeds):
         yield f"seeds: {p.seeds} holds a seed twice"
     yield from _training_checks(p)
+
+
+def _target_checks(p: Params, protocol: str, options: Mapping[str, Any]) -> Iterator[str]:
+    for option in marked(EVALUATORS.component(protocol), NamesDataSets):
+        for target in options[option]:
+            if target not in p.datasets:
+                hint = nearest_hint(target, p.datasets)
+                yield f"evaluations.{protocol}.{option}: unknown data set '{target}'; {hint}"
 
 
 def _study_checks(p: Params) -> Iterator[str]:

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench.data.prepared import prepare
+from bench.data.prepared import ensure
 from bench.encoders import ENCODERS
 from bench.errors import BenchError
 from bench.evaluators import EVALUATORS
@@ -22,12 +22,13 @@ from bench.files import read_json, write_json
 from bench.fingerprint import code_hash
 from bench.limits import check_pretraining, check_protocol
 from bench.methods import METHODS
-from bench.params import Point, options_model
+from bench.options import NamesDataSets
+from bench.params import Point, marked, options_model
 from bench.params import points as points_of
 from bench.registry import Component, UnknownNameError
 from bench.settings import Params
 
-NUMERIC_PACKAGES = ("torch", "torchvision", "numpy")
+NUMERIC_PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn")
 SHOWING_PACKAGES = ("matplotlib", "numpy", "pandas", "scipy")
 DIGITS = 20  # of a key, in hexadecimal
 RAW_PIXELS = "raw_pixels"
@@ -183,8 +184,8 @@ def read_manifests(params: Params, folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def prepare_all(params: Params, folder: Path) -> dict[str, dict[str, Any]]:
-    """Prepare every data set, and give their manifests."""
-    return {name: prepare(name, dataset.reader, dataset.options, folder) for name, dataset in params.datasets.items()}
+    """Make every data set ready that is not, and give their manifests."""
+    return {name: ensure(name, dataset.reader, dataset.options, folder) for name, dataset in params.datasets.items()}
 
 
 def make_plan(params: Params, manifests: Mapping[str, Mapping[str, Any]]) -> Plan:
@@ -300,7 +301,7 @@ def _evaluation_cells(
     pretrain: Mapping[str, list[Cell]],
 ) -> Iterator[Cell]:
     check_protocol(params, manifests[params.data.name], protocol)
-    if params.raw_pixels:
+    if params.raw_pixels and not EVALUATORS.component(protocol).module_constant("NEEDS_ENCODER", False):
         yield _evaluation_cell(params, manifests, protocol, None)
     for cells in pretrain.values():
         for cell in cells:
@@ -311,7 +312,9 @@ def _evaluation_cell(
     params: Params, manifests: Mapping[str, Any], protocol: str, pretrained: Cell | None, query: str = "test"
 ) -> Cell:
     manifest = manifests[params.data.name]
-    options = _options(EVALUATORS.component(protocol), params.evaluations[protocol])
+    component = EVALUATORS.component(protocol)
+    options = _options(component, params.evaluations[protocol])
+    targets = {name: dict(manifests[name]) for mark in marked(component, NamesDataSets) for name in options[mark]}
     source = pretrained.config if pretrained else params.defaults.model_dump()
     config = {
         "stage": "evaluate",
@@ -325,6 +328,9 @@ def _evaluation_cell(
         "versions": _versions(NUMERIC_PACKAGES),
         "seed": pretrained.seed if pretrained else 0,
     }
+    if targets:
+        config["targets"] = {n: {key: target[key] for key in ("sha256", "metric")} for n, target in targets.items()}
+        manifest = {**manifest, "targets": targets}
     method = pretrained.method if pretrained else RAW_PIXELS
     needs = pretrained.key if pretrained else None
     return _cell("evaluate", protocol, method, config, manifest, needs)

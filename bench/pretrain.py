@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bench.augment import make_views
+from bench.build import build_method, training_info
 from bench.checkpoint import (
     Checkpoint,
     Checkpoints,
@@ -24,10 +25,9 @@ from bench.checkpoint import (
 from bench.data.source import DataError, ImageSet
 from bench.data.splits import split
 from bench.errors import BenchError
-from bench.features import STATE, build_encoder, extract
+from bench.features import STATE, extract
 from bench.files import write_text
-from bench.methods import METHODS
-from bench.methods.base import Batch, DataInfo, Method, Progress
+from bench.methods.base import Batch, Progress
 from bench.optim import build, drop_frozen_gradients, learning_rate, scaled, set_learning_rate
 from bench.random import Address, derive, permutation
 
@@ -37,19 +37,6 @@ Report = Callable[[int, int], None]
 
 class TrainingError(BenchError, RuntimeError):
     """Training that cannot go on; says at which step and learning rate."""
-
-
-def build_method(config: Mapping[str, Any], data: DataInfo) -> Method:
-    """The method of a cell, before any training.
-
-    The encoder is built first, under its own address: at one seed every method starts from the same.
-    """
-    seed = config["seed"]
-    encoder = build_encoder(config["encoder"], data.channels, seed)
-    torch.manual_seed(derive(seed, "method"))
-    chosen = config["method"]
-    method: Method = METHODS[chosen["name"]](encoder, data, seed=seed, **chosen["options"])
-    return method.to(config["device"], memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class Trainer:
@@ -79,7 +66,7 @@ class Trainer:
         self.ids = split(images, validation=data["validation"], fraction=data["fraction"]).train
         self.images = torch.from_numpy(images.images[self.ids])
         self.labels = torch.from_numpy(images.labels[self.ids])
-        self.info = DataInfo(len(self.ids), images.classes, images.images.shape[3], images.images.shape[1])
+        self.info = training_info(images, len(self.ids))
         self.method = build_method(config, self.info)
         self.history: list[dict[str, float]] = []
         self.sums: dict[str, float] = {}

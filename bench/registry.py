@@ -96,6 +96,13 @@ class Component:
                 return ast.literal_eval(node.value) if node.value else default
         return default
 
+    def module_constant(self, name: str, default: Any = None) -> Any:
+        """A constant of the component's module such as `NEEDS_ENCODER = True`, read from the source."""
+        for node in parse(self.path).body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == name:
+                return ast.literal_eval(node.value)
+        return default
+
 
 class Registry(Mapping[str, Any]):
     """Component ids to classes or functions; a look-up imports that one only.

@@ -18,6 +18,7 @@ from bench.exhibits.main_table import main_table
 from bench.exhibits.neighbours import neighbours
 from bench.exhibits.paired_table import paired_table
 from bench.exhibits.pictures import recipe_gallery, retrieval
+from bench.exhibits.protocol_table import protocol_table
 from bench.exhibits.study import study_figure, study_table
 from bench.files import read_json, write_bytes, write_json, write_text
 
@@ -182,6 +183,7 @@ def render(records: Records, folder: Path) -> None:
     ]
     sections: Sections = [
         ("Methods and protocols", [main, paired_table(frame, numbers)]),
+        ("Protocols", [protocol_table(frame, numbers, protocol) for protocol in numbers["protocols"]]),
         ("Training", [loss_curves(numbers), neighbours(numbers)]),
         *studies,
         ("Recipes", [recipe_gallery(name, arrays) for name, arrays in records.group("recipe").items()]),

@@ -229,6 +229,18 @@ def test_empty_clusters_may_be_left_and_never_raise(x, k, iterations):
         assert excess(x, assignments, centroids).max() < 1e-12 * (1 + x.square().sum(1).max())
 
 
+@duplicates
+def test_an_empty_cluster_that_is_left_keeps_its_centroid(x, k):
+    left = 0
+    for seed in SEEDS:
+        assignments, first = kmeans(x, k, 0, seed, split_empty=False)
+        _, centroids = kmeans(x, k, 1, seed, split_empty=False)
+        empty = sizes(assignments, k) == 0
+        assert torch.equal(centroids[empty], first[empty])
+        left += empty.sum()
+    assert left > 0
+
+
 def test_identical_rows_leave_all_but_one_cluster_empty_unless_they_are_split():
     x, k = DUPLICATES["identical"]
     assert (sizes(kmeans(x, k, 5, 0, split_empty=False)[0], k) > 0).sum() == 1

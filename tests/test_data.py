@@ -1,13 +1,15 @@
 """Image sets: the embedded digits, splits, and arrays that are checked, mended and made again."""
 
+import hashlib
 import json
+import os
 import shutil
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from bench.data import READERS, prepared
+from bench.data import READERS, content, prepared
 from bench.data.source import DataError, ImageSet
 from bench.data.splits import split
 
@@ -131,6 +133,12 @@ BAD = {
     "a_mark_too_few": ({"test": GOOD["test"][1:]}, r"3 images want as many .* \(3,\) and \(2,\)"),
     "a_label_too_large": ({"classes": 1}, "labels want 0 to 0, not 0 to 1"),
     "a_label_below_zero": ({"labels": GOOD["labels"] - 1}, "labels want 0 to 1, not -1 to 0"),
+    "an_unknown_metric": ({"metric": "top5"}, "one of top1, mean_per_class, map11, not top5"),
+    "one_label_where_many_are_wanted": ({"metric": "map11"}, r"3 images want as many .* \(3,\) and \(3,\)"),
+    "a_count_in_place_of_a_mark": (
+        {"metric": "map11", "labels": np.full((3, 2), 2, dtype=np.uint8)},
+        "labels want 0 to 1, not 2 to 2",
+    ),
 }
 
 
@@ -176,8 +184,9 @@ def test_what_is_loaded_is_what_was_read(ready, digits):
 
 def test_a_manifest_tells_what_the_set_holds_and_vouches_for_its_arrays(ready, tmp_path):
     manifest, _ = ready
-    sizes = ("rows", "test_rows", "height", "width", "channels", "classes", "per_class")
-    assert [manifest[k] for k in sizes] == [5_000, 1_000, 28, 28, 1, 10, [500] * 10]
+    sizes = ("rows", "test_rows", "height", "width", "channels", "classes", "metric", "per_class", "notes")
+    assert [manifest[k] for k in sizes] == [5_000, 1_000, 28, 28, 1, 10, "top1", [500] * 10, []]
+    assert manifest["duplicates"] == {"within_train": 0, "within_test": 0, "across": 0}
     assert json.loads((tmp_path / "manifests" / "digits.json").read_text()) == manifest
     # recorded from the first version; another checksum moves the key of every cell
     assert {array: checksum[:12] for array, checksum in manifest["arrays"].items()} == {
@@ -185,6 +194,7 @@ def test_a_manifest_tells_what_the_set_holds_and_vouches_for_its_arrays(ready, t
         "labels": "ff363887bfbe",
         "test": "269a6cd54daa",
     }
+    assert manifest["sha256"] == "b9a4925e891053262ca792c7809de260152c6b18f3db85531bd7be49ab5f983f"
 
 
 def test_another_split_has_another_checksum_and_folder(ready, tmp_path):
@@ -271,3 +281,172 @@ def test_the_data_root_is_where_the_environment_says(tmp_path, monkeypatch):
     assert prepared.data_root() == tmp_path / "here"
     monkeypatch.delenv("BENCH_DATA")
     assert prepared.data_root().parts[-2:] == ("data", "raw")
+
+
+def written_at_once(array):
+    """The digest as it was first defined: of type, shape and all bytes in one piece."""
+    return hashlib.sha256(
+        f"{array.dtype.str}{array.shape}".encode() + np.ascontiguousarray(array).tobytes()
+    ).hexdigest()
+
+
+ANY = np.random.default_rng(0).integers(0, 256, (70, 6, 5, 3), dtype=np.uint8)
+SHAPED = {
+    "images": ANY,
+    "strided": ANY[::2, :, ::-1],
+    "transposed": ANY.transpose(0, 2, 1, 3),
+    "labels": np.arange(70),
+    "marks": np.arange(70) % 3 == 0,
+    "many_labels": ANY[..., 0, 0] % 2,
+    "empty": ANY[:0],
+    "no_pixels": ANY[:, :0],
+}
+
+
+@pytest.mark.parametrize("block", [1, 90, 1_000, 1 << 24])
+@pytest.mark.parametrize("array", SHAPED.values(), ids=SHAPED)
+def test_a_checksum_read_in_blocks_is_that_of_the_whole(monkeypatch, array, block):
+    monkeypatch.setattr(content, "BLOCK_BYTES", block)
+    assert content.checksum(array) == written_at_once(array)
+
+
+@pytest.mark.parametrize("block", [1, 20, 1 << 24])
+def test_duplicates_are_those_that_comparing_every_pair_finds(monkeypatch, block):
+    monkeypatch.setattr(content, "BLOCK_BYTES", block)
+    draws = np.random.default_rng(1)
+    images = draws.integers(0, 2, (60, 2, 2, 1), dtype=np.uint8)  # 16 different ones
+    test = draws.random(60) < 0.3
+
+    def repeats(rows, of):
+        return sum(any((images[i] == images[j]).all() for j in of if j < i or j not in rows) for i in rows)
+
+    train, tested = np.flatnonzero(~test).tolist(), np.flatnonzero(test).tolist()
+    assert content.duplicates(images, test) == {
+        "within_train": repeats(train, train),
+        "within_test": repeats(tested, tested),
+        "across": sum(any((images[i] == images[j]).all() for j in train) for i in tested),
+    }
+
+
+def written(folder, images, labels):
+    """Prepare a set of two .npz files; its last two rows are the test split."""
+    test = np.arange(len(images)) >= len(images) - 2
+    for part, rows in (("train", ~test), ("test", test)):
+        np.savez(folder / f"{part}.npz", images=images[rows], labels=labels[rows])
+    options = {"train": str(folder / "train.npz"), "test": str(folder / "test.npz")}
+    return prepared.prepare("small", "npz", options, folder / "manifests")
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("BENCH_DATA", str(tmp_path / "root"))
+    prepared._load.cache_clear()
+    yield tmp_path / "root"
+    prepared._load.cache_clear()
+
+
+def test_a_test_image_that_is_a_training_image_is_counted_and_told(root, tmp_path, capsys):
+    images = ANY[:10].copy()
+    images[9] = images[0]
+    manifest = written(tmp_path, images, np.arange(10) % 2)
+    assert manifest["duplicates"] == {"within_train": 0, "within_test": 0, "across": 1}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "warning: small: 1 of 2 test images are training images too, byte for byte"
+
+
+def test_nothing_is_told_of_a_set_without_remarks(root, tmp_path, capsys):
+    written(tmp_path, ANY[:10], np.arange(10) % 2)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_class_without_a_training_row_is_refused(root, tmp_path):
+    with pytest.raises(DataError, match=r"small: class 1 has no training row \(1 in all\)"):
+        written(tmp_path, ANY[:6], np.array([0, 2, 0, 2, 1, 0]))
+    assert not (tmp_path / "manifests" / "small.json").exists()
+
+
+@pytest.mark.parametrize("metric", ["top1", "mean_per_class", "map11"])
+def test_a_metric_and_many_labels_survive_but_the_metric_moves_no_checksum(root, tmp_path, monkeypatch, metric):
+    labels = np.arange(10) % 2
+    many = np.eye(2, dtype=np.uint8)[labels]
+    many[3] = 1
+    given = ImageSet(ANY[:10], many if metric == "map11" else labels, np.arange(10) > 7, 2, metric)
+    monkeypatch.setattr(READERS, "_components", {"given": type("Given", (), {"load": lambda self: lambda: given})()})
+    manifest = prepared.prepare("given", "given", {}, tmp_path)
+    assert manifest["metric"] == metric
+    assert manifest["per_class"] == ([6, 5] if metric == "map11" else [5, 5])
+    found = prepared.load(manifest)
+    assert_equal_sets(found, given)
+    assert found.metric == metric
+    plain = ImageSet(given.images, given.labels, given.test, 2) if metric == "mean_per_class" else given
+    assert prepared._checksums(plain) == manifest["arrays"]
+
+
+def test_a_set_prepared_before_is_not_read_again(ready, tmp_path, monkeypatch):
+    options = {"test": 1_000}
+    monkeypatch.setattr(READERS, "_components", {})  # reading would fail
+    (tmp_path / "manifests" / "digits.json").unlink()
+    assert prepared.ensure("digits", "embedded_mnist", options, tmp_path / "manifests") == ready[0]
+    assert json.loads((tmp_path / "manifests" / "digits.json").read_text()) == ready[0]
+
+
+@pytest.mark.parametrize("changed", ["name", "reader", "options", "code", "package"])
+def test_a_set_is_prepared_again_when_what_made_it_changed(root, monkeypatch, changed):
+    asked = ("digits", "embedded_mnist", {"test": 1_000})
+    before = prepared._recorded(*asked)
+    others = {
+        "name": ("other", *asked[1:]),
+        "reader": ("digits", "digits", asked[2]),
+        "options": (*asked[:2], {"test": 9}),
+    }
+    if changed == "code":
+        monkeypatch.setattr(prepared, "_code", lambda: "other")
+    elif changed == "package":
+        monkeypatch.setattr(prepared, "_version", lambda package: "0")
+    assert prepared._recorded(*others.get(changed, asked)) != before
+
+
+def loaded_anew(manifest):
+    prepared._load.cache_clear()
+    return prepared.load(manifest)
+
+
+def keep_time(path, change):
+    seen = path.stat()
+    change(path)
+    os.utime(path, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+
+
+def test_a_large_array_is_read_once_and_then_known_by_its_size_and_time(ready, monkeypatch):
+    manifest, folder = ready
+    monkeypatch.setattr(prepared, "LARGE", 0)
+    prepared.load(manifest)  # reads it all, and notes which file it was
+    keep_time(folder / "images.npy", lambda path: spoil(path, DAMAGES["one_bit"]))
+    loaded_anew(manifest)
+    (folder / "images.npy").touch()
+    with pytest.raises(DataError, match=r"images.npy is damaged"):
+        loaded_anew(manifest)
+
+
+def test_a_large_array_that_another_file_replaced_is_read_again(ready, monkeypatch):
+    manifest, folder = ready
+    monkeypatch.setattr(prepared, "LARGE", 0)
+    prepared.load(manifest)
+    spoil(folder / "images.npy", DAMAGES["other_bytes"])
+    with pytest.raises(DataError, match=r"images.npy cannot be read"):
+        loaded_anew(manifest)
+
+
+def test_a_small_array_is_read_at_every_load(ready):
+    manifest, folder = ready
+    prepared.load(manifest)
+    keep_time(folder / "images.npy", lambda path: spoil(path, DAMAGES["one_bit"]))
+    with pytest.raises(DataError, match=r"images.npy is damaged"):
+        loaded_anew(manifest)
+
+
+def test_images_are_mapped_and_cannot_be_written(ready):
+    images = prepared.load(ready[0]).images
+    assert isinstance(images, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        images[0] = 0

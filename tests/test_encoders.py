@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision import models
 
+from bench.build import build_encoder
 from bench.encoders import ENCODERS
 from bench.encoders.layers import pool_to
 from bench.encoders.sobel import Sobel
-from bench.features import Trained, build_encoder, extract
+from bench.features import Trained, extract
 from bench.registry import ROOT
 
 # Every encoder has a row: options that keep it small. The contract below runs on it with 1 and 3 channels.

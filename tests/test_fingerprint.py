@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.evaluators import EVALUATORS
 from bench.fingerprint import closure, code_hash, module_hash
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,7 +20,8 @@ from pathlib import Path
 from bench import fingerprint, params, plan, registry
 
 settings = params.load(Path("params.yaml"))
-manifests = {"mnist": {"name": "mnist", "sha256": "0", "channels": 1, "rows": 5000, "test_rows": 1000, "height": 28, "width": 28}}
+manifest = {"name": "m", "sha256": "0", "metric": "top1", "channels": 1, "rows": 5000, "test_rows": 1000}
+manifests = dict.fromkeys(settings.datasets, manifest | {"height": 28, "width": 28})
 
 def keys():
     for cached in (fingerprint._module_hash, fingerprint._imports, registry.parse):
@@ -93,7 +95,8 @@ def test_an_evaluation_follows_its_encoder_and_its_own_code(moved):
     assert {path for path, labels in moved.items() if label in labels} == wanted
 
 
-PROTOCOLS = ("linear", "knn", "retrieval")
+PROTOCOLS = tuple(EVALUATORS)
+OF_PIXELS = [p for p in PROTOCOLS if not EVALUATORS.component(p).module_constant("NEEDS_ENCODER", False)]
 
 
 def everything_of(*methods: str) -> set[str]:
@@ -101,7 +104,7 @@ def everything_of(*methods: str) -> set[str]:
 
 
 TRAINED = ("random_init", "supervised", "simclr", "nnclr")
-ALL = everything_of(*TRAINED) | {f"raw_pixels {p}" for p in PROTOCOLS}
+ALL = everything_of(*TRAINED) | {f"raw_pixels {p}" for p in OF_PIXELS}
 
 
 @pytest.mark.parametrize(
@@ -109,7 +112,7 @@ ALL = everything_of(*TRAINED) | {f"raw_pixels {p}" for p in PROTOCOLS}
     [
         ("bench/methods/simclr.py", everything_of("simclr")),
         ("bench/methods/random_init.py", everything_of("random_init")),
-        ("bench/evaluators/linear.py", {name for name in ALL if name.endswith(" linear")}),
+        ("bench/evaluators/linear.py", {name for name in ALL if name.endswith((" linear", " layers", " transfer"))}),
         ("bench/heads.py", everything_of("simclr", "nnclr")),
         ("bench/support.py", everything_of("nnclr")),
         ("bench/pretrain.py", everything_of(*TRAINED)),

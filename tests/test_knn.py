@@ -177,7 +177,9 @@ def drawn(n, seed):
 
 def test_the_bank_is_the_training_set_and_its_validation_part():
     train, validation, query = drawn(20, 0), drawn(6, 10), drawn(11, 20)
-    result = evaluate(Trained(None), EvaluationData(train, validation, query, 3), seed=0, k=[1, 26], temperature=0.1)
+    result = evaluate(
+        Trained(None), EvaluationData(train, validation, query, 3), seed=0, at=["h", "z"], k=[1, 26], temperature=0.1
+    )
     pixels = [part.images.flatten(1).double() for part in (train, validation, query)]
     labels = torch.cat([train.labels, validation.labels])
     for k in (1, 26):

@@ -12,7 +12,8 @@ from bench.params import options_model
 from bench.plan import make_plan
 
 SMOKE = Path(__file__).resolve().parents[1] / "profiles" / "smoke" / "params.yaml"
-MANIFEST = {"name": "mnist", "sha256": "0", "rows": 5000, "test_rows": 1000, "height": 28, "width": 28, "channels": 1}
+MANIFEST = {"name": "mnist", "sha256": "0", "metric": "top1", "height": 28, "width": 28, "channels": 1}
+MANIFEST |= {"rows": 5000, "test_rows": 1000}
 ROWS = 360  # a tenth of 3,600
 
 
@@ -92,3 +93,10 @@ def test_views_too_small_for_the_encoder_are_refused():
 @pytest.mark.parametrize("method", ["nnclr", "swav"])
 def test_methods_whose_papers_have_multi_crop_take_local_views(method):
     plan({f"training.{method}": {"recipe": "multi_crop"}})
+
+
+def test_images_with_several_labels_are_for_transfer_alone():
+    with pytest.raises(
+        LimitError, match=r"data\.name: the images of mnist carry several labels each; it is for transfer"
+    ):
+        plan({}, metric="map11")

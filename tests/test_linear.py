@@ -9,9 +9,12 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
+from bench.encoders.conv4 import Conv4
 from bench.evaluators.base import EvaluationData, Labelled
-from bench.evaluators.linear import NotConvergedError, evaluate, fit_path
+from bench.evaluators.linear import evaluate, fit_path
+from bench.evaluators.penalties import Rows, accuracy, choose_and_refit, log_spaced, mean_per_class
 from bench.features import Trained
+from bench.solvers import NotConvergedError
 
 PATH = [1e2, 1e-2, 1.0, 1e4]
 
@@ -147,3 +150,66 @@ def test_the_refit_scales_the_penalty_by_the_ratio_of_rows():
     weights, bias = fit_path(x, y, [5.0 * 120 / 80], classes=4, tolerance=1e-8)
     expected = (Trained(None).features(parts[2].images).double() @ weights[0] + bias[0]).argmax(1)
     assert np.array_equal(result.arrays["predicted"], expected.numpy())
+
+
+def test_the_encoder_stays_as_it_was_and_the_result_repeats():
+    torch.manual_seed(0)
+    encoder = Conv4(1, width=2, stem_stride=1).train()
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    parts = [images(torch.arange(n) % 4, seed) for seed, n in enumerate((80, 40, 40))]
+    options = {"l2_low": 1e-2, "l2_high": 1e3, "l2_count": 6, "tolerance": 1e-6}
+    data = EvaluationData(*parts, 4)
+    first, second = (evaluate(Trained(encoder), data, seed=seed, **options) for seed in (0, 1))
+    assert encoder.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
+    assert first.metrics == second.metrics
+    assert np.array_equal(first.arrays["predicted"], second.arrays["predicted"])
+
+
+def fits_seen(path, score, validation_rows=1):
+    """What `choose_and_refit` asks of a model with one weight, its penalty, and what it chooses."""
+    asked = []
+
+    def fit(x, y, penalties):
+        asked.append((len(x), list(penalties)))
+        return torch.tensor(penalties).double()[:, None, None], torch.zeros(len(penalties), 1).double()
+
+    ones = Rows(torch.ones(4, 1).double(), torch.zeros(4).long())
+    validation = Rows(torch.ones(validation_rows, 1).double(), torch.zeros(validation_rows).long())
+    return asked, choose_and_refit(fit, ones, validation, path, score)
+
+
+# case: penalties, the score that the model with each gets on the validation rows, the one that is chosen
+CHOICES = {
+    "the_best": ([1.0, 2.0, 4.0], {1.0: 0.1, 2.0: 0.9, 4.0: 0.5}, 2.0),
+    "the_largest_of_equals": ([4.0, 1.0, 2.0], {1.0: 0.9, 2.0: 0.9, 4.0: 0.5}, 2.0),
+    "the_largest_of_all_equal": ([4.0, 8.0, 2.0], {2.0: 0.0, 4.0: 0.0, 8.0: 0.0}, 8.0),
+    "scores_below_zero": ([1.0, 2.0], {1.0: -1.0, 2.0: -3.0}, 1.0),
+}
+
+
+@pytest.mark.parametrize(("path", "scores", "chosen"), CHOICES.values(), ids=CHOICES)
+def test_the_choice_is_the_best_by_the_given_score_then_the_largest(path, scores, chosen):
+    asked, found = fits_seen(path, lambda predicted, labels: scores[predicted.item()])
+    assert (found.l2, found.validation) == (chosen, scores[chosen])
+    assert asked == [(4, path), (5, [chosen * 5 / 4])]
+    assert found.weights.item() == chosen * 5 / 4
+
+
+def test_without_validation_rows_the_largest_penalty_is_fitted_once():
+    asked, found = fits_seen([1.0, 4.0, 2.0], accuracy, validation_rows=0)
+    assert asked == [(4, [4.0])]
+    assert (found.l2, found.validation) == (4.0, 0.0)
+
+
+def test_mean_per_class_weighs_classes_not_rows():
+    labels = torch.tensor([0, 0, 0, 1, 3])
+    scores = torch.eye(4)[torch.tensor([0, 0, 1, 1, 2])]
+    assert accuracy(scores, labels) == pytest.approx(3 / 5)
+    assert mean_per_class(scores, labels) == pytest.approx((2 / 3 + 1 + 0) / 3)  # class 2 has no rows
+    assert mean_per_class(scores[2:], labels[2:]) == pytest.approx(accuracy(scores[2:], labels[2:]))
+
+
+def test_penalties_are_evenly_spaced_in_the_logarithm():
+    assert log_spaced(1e-2, 1e3, 6) == [1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3]
+    assert log_spaced(3.0, 1e3, 1) == [3.0]

@@ -30,7 +30,8 @@ def images(channels: int, classes: int = 10) -> ImageSet:
 
 
 def config(method: str, seed: int = 0, **changes):
-    manifest = {"name": "m", "sha256": "0", "rows": ROWS, "test_rows": TEST, "channels": 1, "height": 28, "width": 28}
+    manifest = {"name": "m", "sha256": "0", "metric": "top1", "channels": 1, "height": 28, "width": 28}
+    manifest |= {"rows": ROWS, "test_rows": TEST}
     manifests = dict.fromkeys(SETTINGS.datasets, manifest)
     raw = SETTINGS.model_dump(exclude_unset=True)
     raw["data"]["fraction"] = 1.0

@@ -11,7 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-FEW = ("random_init", "supervised", "simclr", "nnclr")  # enough for what does not depend on the method
+METHODS = ("random_init", "supervised", "simclr", "nnclr")  # enough for what does not depend on the method
+PROTOCOLS = ("linear", "knn", "retrieval")  # nor on the protocol
 
 
 class Workspace:
@@ -19,10 +20,11 @@ class Workspace:
 
     Args:
         folder: where it is made.
-        methods: which of the smoke profile's methods stay, with the default training; None for all as they are.
+        whole: keep the smoke profile as it is shipped, or a few of its methods, with the default training, and a few
+            of its protocols.
     """
 
-    def __init__(self, folder: Path, methods: Collection[str] | None = FEW):
+    def __init__(self, folder: Path, *, whole: bool = False):
         self.root = folder / "checkout"
         self.here = self.root / "profiles" / "smoke"
         listed = git(ROOT, "ls-files", "-co", "--exclude-standard", "-z").split("\0")
@@ -32,20 +34,20 @@ class Workspace:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target, follow_symlinks=False)
         (self.here / "dvc.lock").unlink(missing_ok=True)
-        if methods is not None:
-            self._keep(methods)
+        if not whole:
+            self._shrink()
         git(self.root, "init", "-q")
         self.commit()
         self.store = self.root / "work"
 
-    def _keep(self, methods: Collection[str]) -> None:
+    def _shrink(self) -> None:
         path = self.here / "params.yaml"
         sections = re.split(r"(?m)^(?=\w)", path.read_text())
         for i, section in enumerate(sections):
-            if section.startswith("methods:"):
-                entries = re.split(r"(?m)^(?=  \w)", section)
-                sections[i] = entries[0] + "".join(e for e in entries[1:] if e.split(":")[0].strip() in methods)
-            elif section.startswith("training:"):
+            name = section.partition(":")[0]
+            if name in ("methods", "evaluations"):
+                sections[i] = _kept(section, METHODS if name == "methods" else PROTOCOLS)
+            elif name == "training":
                 sections[i] = "training: {}\n"
         path.write_text("".join(sections))
 
@@ -94,6 +96,12 @@ class Workspace:
         """Every file of every finished cell but the notes on where it was computed."""
         cells = self.files(self.store / "cells")
         return {name: content for name, content in cells.items() if not name.endswith("environment.json")}
+
+
+def _kept(section: str, names: Collection[str]) -> str:
+    """A section of params.yaml with those of its entries."""
+    head, *entries = re.split(r"(?m)^(?=  \w)", section)
+    return head + "".join(entry for entry in entries if entry.partition(":")[0].strip() in names)
 
 
 def git(folder: Path, *arguments: str) -> str:

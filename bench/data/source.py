@@ -1,11 +1,15 @@
-"""What a reader gives: a whole image set in memory."""
+"""What a reader gives: a whole image set, in memory or mapped into it."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.errors import BenchError
+
+Metric = Literal["top1", "mean_per_class", "map11"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
 
 
 class DataError(BenchError, ValueError):
@@ -18,15 +22,19 @@ class ImageSet:
 
     Args:
         images: (n, h, w, c) uint8, c = 1 or 3.
-        labels: (n,) int64, from 0 to classes - 1.
+        labels: (n,) int64, from 0 to classes - 1; for `map11` (n, classes) uint8, 1 where an image shows the class.
         test: (n,) bool, the rows of the test split.
         classes: how many classes there are.
+        metric: what the set is scored by: accuracy, its mean over classes, or 11-point mean average precision.
+        notes: what its users must know, such as a split that is not the published one.
     """
 
     images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int64] | NDArray[np.uint8]
     test: NDArray[np.bool_]
     classes: int
+    metric: Metric = "top1"
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.images)
@@ -34,9 +42,13 @@ class ImageSet:
             raise DataError(f"images want shape (n, h, w, 1 or 3), not {self.images.shape}")
         if self.images.dtype != np.uint8:
             raise DataError(f"images want uint8, not {self.images.dtype}")
-        if self.labels.shape != (n,) or self.test.shape != (n,):
+        if self.metric not in METRICS:
+            raise DataError(f"a set's metric is one of {', '.join(METRICS)}, not {self.metric}")
+        shape = (n, self.classes) if self.metric == "map11" else (n,)
+        if self.labels.shape != shape or self.test.shape != (n,):
             raise DataError(
                 f"{n} images want as many labels and split marks, not {self.labels.shape} and {self.test.shape}"
             )
-        if n and not 0 <= self.labels.min() <= self.labels.max() < self.classes:
-            raise DataError(f"labels want 0 to {self.classes - 1}, not {self.labels.min()} to {self.labels.max()}")
+        most = 1 if self.metric == "map11" else self.classes - 1
+        if n and not 0 <= self.labels.min() <= self.labels.max() <= most:
+            raise DataError(f"labels want 0 to {most}, not {self.labels.min()} to {self.labels.max()}")

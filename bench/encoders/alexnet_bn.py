@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bench.encoders.base import Encoder
-from bench.encoders.layers import fully_connected, init_weights, pool_to
+from bench.encoders.layers import fully_connected, init_weights, numbered, pool_to
 from bench.encoders.sobel import Sobel
 from bench.options import PositiveInt
 
@@ -39,6 +39,9 @@ class AlexNetBN(Encoder):
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         x = self.features(self.sobel(x))  # (n, 256, a, b), (n, 256, 6, 6) at 224 pixels
         return self.fully_connected(pool_to(x, self.pooled).flatten(1))  # (n, dim)
+
+    def layers(self) -> dict[str, nn.Module]:
+        return numbered(module for module in self.features if isinstance(module, nn.ReLU))
 
 
 def _features(channels: int) -> nn.Sequential:

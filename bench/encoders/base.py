@@ -20,3 +20,7 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         """Images to representations h (n, dim)."""
+
+    @abstractmethod
+    def layers(self) -> dict[str, nn.Module]:
+        """Modules whose outputs are the maps that papers probe: "layer1" (their conv1) and on, in order."""

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bench.encoders.base import Encoder
-from bench.encoders.layers import pool_to
+from bench.encoders.layers import numbered, pool_to
 from bench.options import PositiveInt
 
 STRIDE = 2
@@ -36,6 +36,9 @@ class Conv4(Encoder):
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         return pool_to(self.blocks(x), POOLED).flatten(1)  # (n, dim)
+
+    def layers(self) -> dict[str, nn.Module]:
+        return numbered(self.blocks)
 
 
 def _block(channels: int, width: int, stride: int) -> nn.Sequential:

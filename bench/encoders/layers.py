@@ -3,6 +3,8 @@
 The latter are those of DeepCluster's released code (Caron et al., 1807.05520, sec. 3.3).
 """
 
+from collections.abc import Iterable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -25,6 +27,11 @@ def pool_to(x: Float[Tensor, "n c h w"], side: int) -> Float[Tensor, "n c s s"]:
 def _cells(length: int, side: int) -> list[slice]:
     """The `side` parts of a length; neighbours share what does not divide."""
     return [slice(i * length // side, -(-(i + 1) * length // side)) for i in range(side)]
+
+
+def numbered(modules: Iterable[nn.Module]) -> dict[str, nn.Module]:
+    """Modules as "layer1" and on."""
+    return {f"layer{i}": module for i, module in enumerate(modules, 1)}
 
 
 def fully_connected(inputs: int, width: int, *, drop_inputs: bool) -> nn.Sequential:

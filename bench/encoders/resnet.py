@@ -11,6 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
+from bench.encoders.layers import numbered
+
 STEMS = {"imagenet": (7, 2, 3), "small": (3, 1, 1)}  # kernel, stride, padding
 
 
@@ -32,6 +34,11 @@ def build_trunk(constructor: Callable[..., ResNet], channels: int, stem: str, ze
     trunk.avgpool = _Mean()
     trunk.fc = nn.Identity()
     return trunk
+
+
+def stages(trunk: ResNet) -> dict[str, nn.Module]:
+    """The stem up to its ReLU and the four stages: conv1 to conv5 of the paper's table 1."""
+    return numbered([trunk.relu, trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4])
 
 
 class _Mean(nn.Module):

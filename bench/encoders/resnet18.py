@@ -3,11 +3,11 @@
 from typing import Literal
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from bench.encoders.base import Encoder
-from bench.encoders.resnet import build_trunk
+from bench.encoders.resnet import build_trunk, stages
 
 DIM = 512  # channels of the last stage
 
@@ -28,3 +28,6 @@ class ResNet18(Encoder):
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         return self.trunk(x)  # (n, dim)
+
+    def layers(self) -> dict[str, nn.Module]:
+        return stages(self.trunk)

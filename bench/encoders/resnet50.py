@@ -6,11 +6,11 @@ torchvision puts the stride of a block on its 3x3 convolution, the paper on its 
 from typing import Literal
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import resnet50
 
 from bench.encoders.base import Encoder
-from bench.encoders.resnet import build_trunk
+from bench.encoders.resnet import build_trunk, stages
 
 DIM = 2048  # channels of the last stage
 
@@ -31,3 +31,6 @@ class ResNet50(Encoder):
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         return self.trunk(x)  # (n, dim)
+
+    def layers(self) -> dict[str, nn.Module]:
+        return stages(self.trunk)

@@ -3,6 +3,7 @@
 Fully connected layers and dropout (before fc7 only) are those of DeepCluster's released code.
 """
 
+from itertools import pairwise
 from typing import ClassVar
 
 from jaxtyping import Float
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
 from bench.encoders.base import Encoder
-from bench.encoders.layers import fully_connected, init_weights, pool_to
+from bench.encoders.layers import fully_connected, init_weights, numbered, pool_to
 from bench.encoders.sobel import Sobel
 from bench.options import PositiveInt
 
@@ -42,3 +43,8 @@ class VGG16BN(Encoder):
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         x = self.features(self.sobel(x))  # (n, 512, a, b), (n, 512, 7, 7) at 224 pixels
         return self.fully_connected(pool_to(x, self.pooled).flatten(1))  # (n, dim)
+
+    def layers(self) -> dict[str, nn.Module]:
+        """The last ReLU before each of the five poolings."""
+        pairs = pairwise(self.features)
+        return numbered(module for module, after in pairs if isinstance(after, nn.MaxPool2d))

@@ -1,19 +1,33 @@
 """What evaluators take and give."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
-from jaxtyping import UInt8
+import torch
+from jaxtyping import Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images (n, h, w, c) uint8 with labels (n,)."""
+    """Images with labels.
+
+    Args:
+        images: (n, h, w, c) uint8.
+        labels: (n,) classes, or (n, classes) of zeros and ones where an image may carry several.
+        ids: (n,) rows of the unsplit source, which address random numbers; 0 to n - 1 unless given.
+    """
 
     images: UInt8[Tensor, "n h w c"]
     labels: Tensor
+    ids: Int[Tensor, " n"] = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.ids is None:
+            object.__setattr__(self, "ids", torch.arange(len(self.images)))
 
 
 @dataclass(frozen=True)
@@ -25,12 +39,27 @@ class EvaluationData:
         validation: what choices are made on.
         query: what is scored; a table's seeds alone read the test split here.
         classes: how many there are.
+        metric: the set's own: top1, mean_per_class or map11.
+        targets: further image sets that the protocol names.
     """
 
     train: Labelled
     validation: Labelled
     query: Labelled
     classes: int
+    metric: str = "top1"
+    targets: Mapping[str, "EvaluationData"] = field(default_factory=dict)
+
+    @cached_property
+    def fitted(self) -> Labelled:
+        """Training and validation rows together: what a final classifier is fitted on, and the bank of neighbours."""
+        both = (self.train, self.validation)
+        return Labelled(*(torch.cat([getattr(part, name) for part in both]) for name in ("images", "labels", "ids")))
+
+
+def top1(predicted: Int[Tensor, " q"], labels: Int[Tensor, " q"]) -> float:
+    """Share of predictions that are right."""
+    return (predicted == labels).sum().item() / len(labels)
 
 
 @dataclass(frozen=True)

@@ -9,29 +9,39 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bench.evaluators.base import EvaluationData, Result
+from bench.evaluators.base import EvaluationData, Result, top1
 from bench.features import Trained
-from bench.options import Positive, RowCounts
+from bench.options import Places, Positive, RowCounts
 
 CHUNK = 512  # queries at a time, so that the similarities of large sets are never all in memory
 DIGITS = 12  # similarities that agree to so many decimals are ties, whatever order they were summed in
 
 
-def evaluate(trained: Trained, data: EvaluationData, *, seed: int, k: RowCounts, temperature: Positive) -> Result:
-    """Top-1 of the vote on representations h, for each k (a fraction, not per cent).
+def evaluate(
+    trained: Trained, data: EvaluationData, *, seed: int, at: Places, k: RowCounts, temperature: Positive
+) -> Result:
+    """Top-1 of the vote (a fraction, not per cent) for each place and k.
+
+    Args:
+        trained: the encoder.
+        data: bank and queries.
+        seed: the cell's; nothing is drawn.
+        at: h, z or both; z is passed over where the method projects nothing.
+        k: how many rows vote, one metric each.
+        temperature: of the weights.
 
     Raises:
         ValueError: a k above the number of rows in the bank.
     """
-    bank = torch.cat([trained.features(part.images) for part in (data.train, data.validation)])
-    labels = torch.cat([data.train.labels, data.validation.labels])
-    queries = trained.features(data.query.images)
+    bank = data.fitted
     metrics, arrays = {}, {}
-    for each in k:
-        predicted = knn_predict(bank, labels, queries, each, temperature, data.classes)
-        correct = (predicted == data.query.labels).sum().item()
-        metrics[f"top1_k{each}"] = correct / len(predicted)
-        arrays[f"predicted_k{each}"] = predicted.cpu().numpy()
+    for place in (place for place in at if place in trained.places):
+        rows, queries = (trained.features(part.images, place) for part in (bank, data.query))
+        for each in k:
+            predicted = knn_predict(rows, bank.labels, queries, each, temperature, data.classes)
+            name = f"k{each}" if place == "h" else f"{place}_k{each}"
+            metrics[f"top1_{name}"] = top1(predicted, data.query.labels)
+            arrays[f"predicted_{name}"] = predicted.cpu().numpy()
     return Result(metrics, arrays)
 
 

@@ -1,7 +1,8 @@
 """Nearest neighbours of queries, over training: NNCLR, 2104.14548, figure 7; InstDisc, 1805.01978, figure 5.
 
 Of every query's k nearest rows of the bank (cosine on h, clean training and validation images), the share
-that carries the query's class; after the last epoch, and after each snapshot. The pictures are of the first
+that carries the query's class, and how unlike the query they look (1 - cosine of raw pixels, mean over neighbours);
+after the last epoch, and after each snapshot. The pictures are of the first
 query of each class, by row: chosen by that rule, never by hand.
 """
 
@@ -9,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.augment import to_float
 from bench.evaluators.base import EvaluationData, Result
-from bench.evaluators.knn import nearest_rows
+from bench.evaluators.knn import CHUNK, nearest_rows
 from bench.features import Trained
 from bench.options import PositiveInt
 
@@ -28,8 +30,7 @@ def evaluate(trained: Trained, data: EvaluationData, *, seed: int, k: PositiveIn
     Raises:
         ValueError: k above the number of rows in the bank.
     """
-    images = torch.cat([data.train.images, data.validation.images])
-    labels = torch.cat([data.train.labels, data.validation.labels])
+    images, labels = data.fitted.images, data.fitted.labels
     if k > len(images):
         raise ValueError(f"k wants 1 to the bank's {len(images)} rows, not {k}")
     shown = _first_of_each_class(data.query.labels, min(pictured, data.classes))
@@ -38,6 +39,7 @@ def evaluate(trained: Trained, data: EvaluationData, *, seed: int, k: PositiveIn
         neighbours = _neighbours(encoder, images, data.query.images, k)  # (q, k)
         same = labels[neighbours] == data.query.labels[:, None]
         metrics[f"precision{name}"] = same.double().mean().item()
+        metrics[f"diversity{name}"] = _diversity(images, data.query.images, neighbours)
         picked = neighbours[shown].cpu()
         arrays[f"neighbours{name}"] = images[picked]  # (pictured, k, h, w, c)
         arrays[f"same{name}"] = same[shown].cpu()
@@ -49,8 +51,16 @@ def _first_of_each_class(labels: Tensor, classes: int) -> Tensor:
     return torch.cat(first).cpu()
 
 
+def _diversity(bank: Tensor, queries: Tensor, neighbours: Tensor) -> float:
+    """Mean of 1 - cosine between the pixels of a query and of its neighbours."""
+    pixels, asked = (F.normalize(to_float(x).flatten(1).double(), dim=1) for x in (bank, queries))
+    parts = zip(asked.split(CHUNK), neighbours.to(pixels.device).split(CHUNK), strict=True)
+    cosines = [torch.einsum("qd,qkd->qk", x, pixels[rows]) for x, rows in parts]
+    return 1 - torch.cat(cosines).mean().item()
+
+
 def _neighbours(trained: Trained, bank: Tensor, queries: Tensor, k: int) -> Tensor:
     """(q, k) rows of the bank, nearest first; of equally near ones the lower first."""
     rows = F.normalize(trained.features(bank).double(), dim=1)
     vectors = F.normalize(trained.features(queries).double(), dim=1)
-    return torch.cat([nearest_rows(chunk @ rows.mT, k) for chunk in vectors.split(512)])
+    return torch.cat([nearest_rows(chunk @ rows.mT, k) for chunk in vectors.split(CHUNK)])

@@ -16,13 +16,14 @@ def main_table(frame: pd.DataFrame, gathered: dict[str, Any]) -> Table:
         gathered: what the frame was made from; gives the order of methods and protocols.
     """
     headline = headlines(frame, gathered)
+    missing = {(cell["method"], cell["name"]) for cell in gathered["missing"]}
     rows, data = [], []
     for method in gathered["rows"]:
         texts, n = [], 0
         for protocol, metric in headline.items():
             chosen = frame[(frame["method"] == method) & (frame["protocol"] == protocol) & (frame["metric"] == metric)]
             if chosen.empty:
-                texts.append("not run")
+                texts.append("not run" if (method, protocol) in missing else "–")
                 continue
             interval = t_interval(chosen.sort_values("seed")["value"].to_list())
             texts.append(percent(interval))
@@ -36,6 +37,6 @@ def main_table(frame: pd.DataFrame, gathered: dict[str, Any]) -> Table:
     columns = ["Method", "n", *(f"{p} {metric.replace('_', ' ')}" for p, metric in headline.items())]
     caption = (
         f"Accuracy (%) on {gathered['data']['name']}: mean ± half-width of the 95 % Student t interval over n seeds; "
-        "raw pixels have one value and no interval."
+        "raw pixels have one value and no interval, and no encoder for the protocols marked –."
     )
     return Table("main", caption, columns, rows, data)

@@ -102,7 +102,8 @@ class SwAV(Method):
         return math.log(self.prototypes.out_features)
 
     def after_step(self, e: dict[str, Tensor], batch: Batch, progress: Progress) -> None:
-        self._normalise_prototypes()
+        if progress.step >= self.freeze_steps:  # making unit rows unit again moves their last bits
+            self._normalise_prototypes()
         for i, queue in enumerate(self.queues, 1):
             cast(SupportSet, queue).enqueue(e[f"z{i}"], batch.index)
 

