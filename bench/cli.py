@@ -163,6 +163,7 @@ def _planned() -> "tuple[Params, Plan]":
 
 
 def _submit(options: argparse.Namespace) -> None:
+    from bench.external import import_needed
     from bench.launch import ensure
     from bench.store import Store
 
@@ -172,6 +173,7 @@ def _submit(options: argparse.Namespace) -> None:
     store, cells = Store(), made.cells()
     missing = sum(not store.has(cell.key) for cell in cells)
     print(f"{len(cells)} cells, {missing} to compute", file=sys.stderr)
+    import_needed(settings, cells, store)
     ensure(cells, [], cluster, store)
 
 

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from bench.external import import_needed
 from bench.files import write_json
 from bench.launch import ensure
 from bench.plan import outputs, read_cells
@@ -25,6 +26,7 @@ def collect(stage: str, name: str, params: Params, here: Path = Path()) -> None:
     cells = read_cells(here / "plan" / stage / f"{name}.json")
     known = [cell for path in sorted((here / "plan" / "pretrain").glob("*.json")) for cell in read_cells(path)]
     store = Store()
+    import_needed(params, cells, store)
     ensure(cells, known, params.cluster, store)
     folders = {kind: here / folder for kind, folder in outputs(stage, name).items()}
     for folder in folders.values():

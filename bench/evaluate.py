@@ -16,6 +16,7 @@ from bench.evaluators import EVALUATORS
 from bench.evaluators.base import EvaluationData, Labelled
 from bench.features import STATE, Trained
 from bench.files import read_json, write_json
+from bench.imported import load_imported
 
 RECORD = "record.json"
 ARRAYS = "arrays.safetensors"
@@ -46,6 +47,8 @@ def evaluate(
 def load_trained(source: Path, images: ImageSet, device: str) -> Trained:
     """A finished pretraining cell's encoder, and its snapshots by epoch."""
     config = read_json(source / "cell.json")["config"]
+    if config["stage"] == "import":
+        return load_imported(source, device)
     parts = split(images, validation=config["data"]["validation"], fraction=config["data"]["fraction"])
     data = training_info(images, len(parts.train))
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
 import sys
 import time
 import traceback
@@ -23,10 +24,11 @@ import yaml
 from bench import numerics
 from bench.encoders import ENCODERS
 from bench.errors import BenchError
+from bench.files import read_json, sha256, write_json
 from bench.fingerprint import code_hash
 from bench.params import check_options, options_model
 from bench.plan import DIGITS, RAW_PIXELS, Cell, Plan, code_modules, make_plan, report_plan
-from bench.registry import nearest_hint
+from bench.registry import ROOT, nearest_hint
 from bench.settings import Params
 from bench.store import Store
 from bench.weights import LAYOUTS, check_layout, digest, encoder_state, read_weights
@@ -254,6 +256,70 @@ def _keyed(
     text = json.dumps(whole, sort_keys=True, allow_nan=False)
     key = hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
     return Cell(key, stage, name, method, whole["seed"], whole, dict(manifest))
+
+
+def requests(params: Params) -> dict[str, External]:
+    """What `checkpoints` of params.yaml asks for, by name."""
+    return {
+        name: External(name, Path(c.file), c.layout, c.encoder.name, c.encoder.options, c.normalise)
+        for name, c in params.checkpoints.items()
+    }
+
+
+def import_checkpoint(asked: External, manifest: Mapping[str, Any], folder: Path, store: Store) -> None:
+    """Write `checkpoints/<name>.json` below the folder of manifests, and have the imported cell; imports torch."""
+    found = {"request": _request(asked), **checkpoint_manifest(asked, manifest)}
+    write_json(folder / "checkpoints" / f"{asked.name}.json", found)
+    ensure([imported_cell(asked, manifest, found)], store)
+
+
+def _import_apart(name: str) -> None:
+    """Run the stage in a process of its own: who plans or submits must not import torch."""
+    if subprocess.run([sys.executable, str(ROOT / "stages" / "import.py"), name]).returncode:
+        raise ExternalError(f"checkpoints.{name} cannot be imported (see above)")
+
+
+def _request(asked: External) -> dict[str, Any]:
+    return {"bytes": sha256(asked.file), "encoder": asked.encoder, "options": asked.options, "layout": asked.layout}
+
+
+def read_manifests(params: Params, folder: Path, *, fresh: bool) -> dict[str, dict[str, Any]]:
+    """The manifests of `checkpoints`, as "checkpoints/<name>".
+
+    Args:
+        params: the whole file.
+        folder: of manifests.
+        fresh: have those that are absent or of another file written anew.
+    """
+    found = {}
+    for name, asked in requests(params).items():
+        path = folder / "checkpoints" / f"{name}.json"
+        if fresh and not (path.is_file() and read_json(path)["request"] == _request(asked)):
+            _import_apart(name)
+        if not path.is_file():
+            raise ExternalError(f"no {path}; run `dvc repro import@{name}` first")
+        found[f"checkpoints/{name}"] = read_json(path)
+    return found
+
+
+def planned(params: Params, manifests: Mapping[str, Any], made: Plan) -> list[Cell]:
+    """The evaluation cells of `checkpoints`."""
+    cells = []
+    for name, asked in requests(params).items():
+        imported = imported_cell(asked, manifests[params.data.name], manifests[f"checkpoints/{name}"])
+        cells += evaluation_cells(params, made, imported, list(params.evaluations))
+    return cells
+
+
+def import_needed(params: Params, cells: Sequence[Cell], store: Store) -> None:
+    """Import the checkpoints that missing cells need and the store lacks."""
+    for name in params.checkpoints:
+        needed = {cell.needs for cell in cells if cell.method == name and not store.has(cell.key)}
+        lacking = {key for key in needed if key is not None and not store.has(key)}
+        if lacking:
+            _import_apart(name)
+        if any(not store.has(key) for key in lacking):
+            raise ExternalError(f"checkpoints.{name}: its file has changed since the plan; run the plan again")
 
 
 def ensure(cells: Sequence[Cell], store: Store) -> None:

@@ -69,8 +69,9 @@ def _missing(cells: Sequence[Cell], known: Mapping[str, Cell], store: Store) -> 
     for cell in cells:
         if _intact(cell, store):
             continue
-        if cell.needs is not None and not _intact(known[cell.needs], store):
-            wanted[cell.needs] = known[cell.needs]
+        needed = known.get(cell.needs or "")  # None where it is imported, not planned
+        if needed is not None and not _intact(needed, store):
+            wanted[needed.key] = needed
         wanted[cell.key] = cell
     return list(wanted.values())
 

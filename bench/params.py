@@ -176,6 +176,7 @@ def _cross_checks(p: Params) -> Iterator[str]:
     if len(set(p.seeds)) != len(p.seeds):
         yield f"seeds: {p.seeds} holds a seed twice"
     yield from _training_checks(p)
+    yield from _checkpoint_checks(p)
 
 
 def _target_checks(p: Params, protocol: str, options: Mapping[str, Any]) -> Iterator[str]:
@@ -184,6 +185,15 @@ def _target_checks(p: Params, protocol: str, options: Mapping[str, Any]) -> Iter
             if target not in p.datasets:
                 hint = nearest_hint(target, p.datasets)
                 yield f"evaluations.{protocol}.{option}: unknown data set '{target}'; {hint}"
+
+
+def _checkpoint_checks(p: Params) -> Iterator[str]:
+    if not p.checkpoints:
+        return
+    from bench.external import problems, requests  # it imports this module
+
+    for name, asked in requests(p).items():
+        yield from (f"checkpoints.{name}: {line}" for line in problems(asked, p, []))
 
 
 def _study_checks(p: Params) -> Iterator[str]:

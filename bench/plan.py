@@ -120,7 +120,7 @@ def report_plan(plan: Plan, params: Params) -> dict[str, Any]:
         "versions": _versions(SHOWING_PACKAGES),
         "data": params.data.model_dump(),
         "methods": list(params.methods),
-        "rows": [*([RAW_PIXELS] if params.raw_pixels else []), *params.methods],
+        "rows": [*([RAW_PIXELS] if params.raw_pixels else []), *params.methods, *params.checkpoints],
         "protocols": list(params.evaluations),
         "recipes": {name: params.training_of(name).recipe for name in params.methods},
         "cells": brief(main),
@@ -180,12 +180,21 @@ def read_manifests(params: Params, folder: Path) -> dict[str, dict[str, Any]]:
         if not path.is_file():
             raise PlanError(f"no {path}; run `dvc repro prepare@{name}` first")
         found[name] = read_json(path)
-    return found
+    return {**found, **_checkpoint_manifests(params, folder, fresh=False)}
+
+
+def _checkpoint_manifests(params: Params, folder: Path, *, fresh: bool) -> dict[str, dict[str, Any]]:
+    if not params.checkpoints:
+        return {}
+    from bench.external import read_manifests  # it imports this module
+
+    return read_manifests(params, folder, fresh=fresh)
 
 
 def prepare_all(params: Params, folder: Path) -> dict[str, dict[str, Any]]:
     """Make every data set ready that is not, and give their manifests."""
-    return {name: ensure(name, dataset.reader, dataset.options, folder) for name, dataset in params.datasets.items()}
+    found = {name: ensure(name, dataset.reader, dataset.options, folder) for name, dataset in params.datasets.items()}
+    return {**found, **_checkpoint_manifests(params, folder, fresh=True)}
 
 
 def make_plan(params: Params, manifests: Mapping[str, Mapping[str, Any]]) -> Plan:
@@ -197,6 +206,11 @@ def make_plan(params: Params, manifests: Mapping[str, Mapping[str, Any]]) -> Pla
     evaluate = {
         protocol: list(_evaluation_cells(params, manifests, protocol, pretrain)) for protocol in params.evaluations
     }
+    if params.checkpoints:
+        from bench.external import planned  # it imports this module
+
+        for cell in planned(params, manifests, Plan(pretrain, evaluate, {})):
+            evaluate[cell.name].append(cell)
     known = {cell.key for cells in pretrain.values() for cell in cells}
     study = {}
     for name, wanted in params.studies.items():

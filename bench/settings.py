@@ -278,6 +278,15 @@ class Cluster(Strict):
     checkpoint_seconds: NonNegative
 
 
+class Checkpoint(Strict):
+    """Somebody else's encoder: a row of every table."""
+
+    file: str
+    layout: str
+    encoder: Named
+    normalise: str
+
+
 class Params(Strict):
     """The whole file."""
 
@@ -290,6 +299,7 @@ class Params(Strict):
     methods: Annotated[dict[str, dict[str, Any]], MinLen(1)]
     training: dict[str, dict[str, Any]]
     raw_pixels: bool
+    checkpoints: dict[str, Checkpoint]
     evaluations: Annotated[dict[str, dict[str, Any]], MinLen(1)]
     studies: dict[str, Study]
     tuning: Tuning
