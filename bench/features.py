@@ -15,19 +15,22 @@ BATCH = 256  # fixed: batch-normalised layers in eval mode give the same bits on
 
 
 def extract(module: nn.Module, images: UInt8[Tensor, "n h w c"]) -> Float[Tensor, "n d"]:
-    """Embed clean images in eval mode and without gradients; the module's mode is put back."""
+    """Embed clean images in eval mode and without gradients; the module is left as it was."""
     device = next(module.parameters()).device
     return torch.cat([_embed(module, to_float(chunk.to(device))) for chunk in images.split(BATCH)])
 
 
 def _embed(module: nn.Module, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-    training = module.training
+    """In eval mode and without gradients; every part's mode is put back."""
+    modes = {part: part.training for part in module.modules()}
     device = next(module.parameters()).device
     module.eval()
-    with torch.no_grad():
-        h = module(x.to(device)).float()
-    module.train(training)
-    return h
+    try:
+        with torch.no_grad():
+            return module(x.to(device)).float()
+    finally:
+        for part, training in modes.items():
+            part.training = training
 
 
 class Trained:
@@ -64,7 +67,7 @@ class Trained:
         Args:
             x: (n, h, w, c) uint8 images.
             at: one of `places`; raw pixels are h.
-            dimensions: a layer's map is average-pooled to the square whose entries come nearest to so many.
+            dimensions: a layer's map is average-pooled to about so many: the nearest side of a square of them.
 
         Raises:
             ValueError: features are not there.
@@ -75,7 +78,7 @@ class Trained:
             return to_float(x).flatten(1).to(self.device)
         if at == "z":
             assert self.projector is not None
-            return extract(nn.Sequential(self.encoder, self.projector).train(self.encoder.training), x)
+            return extract(nn.Sequential(self.encoder, self.projector), x)
         return extract(self.encoder if at == "h" else _Layer(self.encoder, at, dimensions), x)
 
     def embed(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
@@ -91,7 +94,6 @@ class _Layer(nn.Module):
     def __init__(self, encoder: Encoder, name: str, dimensions: int | None):
         super().__init__()
         self.encoder, self.layer, self.dimensions = encoder, encoder.layers()[name], dimensions
-        self.training = encoder.training
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         maps: list[Tensor] = []

@@ -33,6 +33,10 @@ class Ordered:
     """Marks a pair of numbers of which the first is positive and at most the second."""
 
 
+class Distinct:
+    """Marks a list that holds nothing twice."""
+
+
 class AtMostTrainingRows:
     """Marks a count that may not exceed the rows that the encoder trains on."""
 
@@ -48,6 +52,7 @@ class NamesDataSets:
 DataSets = Annotated[list[str], MinLen(1), NamesDataSets()]
 TrainingRowCount = Annotated[int, Gt(0), AtMostTrainingRows()]
 Places = Annotated[list[Literal["h", "z"]], MinLen(1)]  # where features are taken
+Shares = Annotated[list[Annotated[float, Interval(gt=0, le=1)]], MinLen(1), Distinct()]
 Range = Annotated[list[Positive], Len(2, 2), Ordered()]  # lowest and highest
 RowCounts = Annotated[list[PositiveInt], MinLen(1), AtMostRows()]
 
@@ -58,6 +63,7 @@ __all__ = [
     "AtMostRows",
     "AtMostTrainingRows",
     "DataSets",
+    "Distinct",
     "Fraction",
     "Literal",
     "NamesDataSets",
@@ -69,5 +75,6 @@ __all__ = [
     "PositiveInt",
     "Range",
     "RowCounts",
+    "Shares",
     "TrainingRowCount",
 ]

@@ -18,7 +18,7 @@ from bench.encoders import ENCODERS
 from bench.errors import BenchError
 from bench.evaluators import EVALUATORS
 from bench.methods import METHODS
-from bench.options import AsManyAs, AtMost, NamesDataSets, Ordered
+from bench.options import AsManyAs, AtMost, Distinct, NamesDataSets, Ordered
 from bench.refusals import refusals
 from bench.registry import Component, Registry, nearest_hint
 from bench.settings import Params, Strict, Training
@@ -150,6 +150,8 @@ def _conflict(mark: object, option: str, given: Mapping[str, Any]) -> str | None
         return f"{value} is more than {mark.other}, {given[mark.other]}"
     if isinstance(mark, AsManyAs) and len(value) != len(given[mark.other]):
         return f"{value} wants as many entries as {mark.other}, {given[mark.other]}"
+    if isinstance(mark, Distinct) and len(set(value)) < len(value):
+        return f"{value} holds something twice"
     if isinstance(mark, Ordered) and value[0] > value[1]:
         return f"{value} wants the lower number first"
     return None

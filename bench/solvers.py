@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+RANK = 1e-12  # share of the largest variance below which a direction holds round-off only
 NEWTON_STEPS = 100  # of one fit, at most; some ten are usual
 CG_STEPS = 1000  # of one Newton step, at most
 HALVINGS = 40  # of one step, at most
@@ -161,20 +162,33 @@ def solve_path(
         NotConvergedError: a fit stayed above the tolerance.
     """
     _check(x, loss, l2_values, tolerance)
-    n, d = x.shape
+    n = len(x)
     wide = x.double()
     mean = wide.mean(0)
-    _, axes = torch.linalg.eigh((wide - mean).mT @ (wide - mean))  # (d, d)
-    turned = torch.cat([(wide - mean) @ axes, wide.new_ones(n, 1)], 1)  # (n, d + 1)
-    theta = wide.new_zeros(d + 1, loss.columns)
+    axes = _principal_axes(wide - mean)  # (d, r)
+    turned = torch.cat([(wide - mean) @ axes, wide.new_ones(n, 1)], 1)  # (n, r + 1)
+    theta = wide.new_zeros(turned.shape[1], loss.columns)
     solved = {}
     for l2 in sorted(set(l2_values), reverse=True):
-        penalty = torch.cat([wide.new_full((d, 1), l2), wide.new_zeros(1, 1)])
+        penalty = torch.cat([wide.new_full((axes.shape[1], 1), l2), wide.new_zeros(1, 1)])
         theta = _newton(turned, loss, penalty, theta, tolerance * n)
         weights = axes @ theta[:-1]  # (d, C)
         solved[l2] = weights, theta[-1] - mean @ weights
     weights, biases = (torch.stack([solved[l2][i] for l2 in l2_values]).to(x.dtype) for i in (0, 1))
     return weights, biases
+
+
+def _principal_axes(centred: Float[Tensor, "n d"]) -> Float[Tensor, "d r"]:
+    """Orthonormal axes of the rows: all d of them or, of fewer rows than that, those along which rows differ.
+
+    No minimiser has weights across those: they would cost and change no score.
+    """
+    n, d = centred.shape
+    if d <= n:
+        return torch.linalg.eigh(centred.mT @ centred).eigenvectors
+    values, vectors = torch.linalg.eigh(centred @ centred.mT)  # rising
+    there = values > RANK * values[-1].clamp_min(torch.finfo(values.dtype).tiny)
+    return centred.mT @ (vectors[:, there] / values[there].sqrt())
 
 
 def _check(x: Tensor, loss: RowLoss, l2_values: Sequence[float], tolerance: float) -> None:

@@ -50,7 +50,7 @@ class Row:
 ROWS = {
     "clusters": Row({"per_class": 3, "iterations": 3, "restarts": 1}, draws=True, means="none"),
     "knn": Row({"at": ["h", "z"], "k": [1, 20], "temperature": 0.1}),
-    "layers": Row({"dimensions": 60, **PATH, "k": 5, "temperature": 0.1}),
+    "layers": Row({"dimensions": 60, **PATH, "k": 5, "temperature": 0.1}, tells=True, means=r"\w+_layer\d"),
     "linear": Row(PATH, tells=True, means="top1"),
     "linear_sgd": Row(
         {"epochs": 14, "batch": 16, "lr": 4.0, "momentum": 0.9, "weight_decay": 0.0}

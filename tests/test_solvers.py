@@ -251,3 +251,16 @@ def test_wrong_labels_and_targets_are_named():
     for loss in (SquaredHinge, BinaryLogistic):
         with pytest.raises(ValueError, match="targets want 0 or 1"):
             loss(torch.tensor([[1, -1]]))
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.0], ids=["usual", "constant_features"])
+def test_more_dimensions_than_rows_are_solved_in_the_rows_own_space(scale):
+    generator = torch.Generator().manual_seed(3)
+    x = 1 + scale * torch.randn(20, 50, generator=generator, dtype=torch.float64)
+    y = torch.arange(20) % 3
+    weights, bias = solve_path(x, Softmax(y, 3), [0.5], tolerance=1e-9)
+    w, b = (t[0].clone().requires_grad_() for t in (weights, bias))
+    objective = torch.nn.functional.cross_entropy(x @ w + b, y, reduction="sum") + 0.25 * w.square().sum()
+    gradients = torch.autograd.grad(objective, (w, b))
+    # the whole gradient vanishes, across the rows' space as well
+    assert max(g.abs().max().item() for g in gradients) < 1e-6

@@ -32,7 +32,7 @@ def evaluate(
     k: PositiveInt,
     temperature: Positive,
 ) -> Result:
-    """Top-1 of each classifier at each layer (fractions), the deepest layer first.
+    """Top-1 of each classifier at each layer (fractions), the deepest layer first, and the penalties chosen.
 
     Args:
         trained: the encoder.
@@ -43,7 +43,7 @@ def evaluate(
         l2_high: largest penalty.
         l2_count: how many, evenly spaced in the logarithm; chosen on validation rows, as in `linear`.
         tolerance: of the fits.
-        k: neighbours that vote.
+        k: neighbours that vote; all rows where there are fewer.
         temperature: of the votes.
     """
 
@@ -62,7 +62,9 @@ def evaluate(
         for name, fit in models.items():
             chosen = choose_and_refit(fit, train, validation, path, accuracy)
             metrics[f"{name}_{place}"] = accuracy(query.x @ chosen.weights + chosen.bias, query.y)
+            metrics[f"{name}_{place}_l2"] = chosen.l2
+            metrics[f"{name}_{place}_validation"] = chosen.validation
         bank = trained.features(data.fitted.images, place, dimensions)
-        predicted = knn_predict(bank, data.fitted.labels, query.x, k, temperature, data.classes)
+        predicted = knn_predict(bank, data.fitted.labels, query.x, min(k, len(bank)), temperature, data.classes)
         metrics[f"knn_{place}"] = top1(predicted, query.y)
     return Result(metrics)

@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from annotated_types import MinLen
 from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ from bench.evaluators.base import EvaluationData, Labelled, Result
 from bench.evaluators.sgd import Loss, Sgd, descend, linear_head, rates
 from bench.features import Trained, extract
 from bench.methods.base import ParameterGroup
-from bench.options import AsManyAs, Fraction, Positive, PositiveInt, Range
+from bench.options import AsManyAs, Fraction, Positive, PositiveInt, Range, Shares
 from bench.random import Address, permutation
 
 NEEDS_ENCODER = True  # raw pixels have nothing to fine-tune
@@ -39,7 +38,7 @@ def evaluate(
     data: EvaluationData,
     *,
     seed: int,
-    fractions: Annotated[list[Fraction], MinLen(1)],
+    fractions: Shares,
     lr: Annotated[list[Positive], AsManyAs("fractions")],
     head_lr: Annotated[list[Positive], AsManyAs("fractions")],
     epochs: PositiveInt,

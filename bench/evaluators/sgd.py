@@ -72,6 +72,8 @@ def descend(
     options: dict[str, Any] = {"name": "sgd", "lr": sgd.rate(0), "momentum": sgd.momentum}
     options |= {"weight_decay": sgd.weight_decay, "decay_norm_bias": False}
     optimizer = build(module, groups, options)
+    if min(sgd.batch, len(ids)) < fewest:
+        raise ValueError(f"{purpose}: a step wants {fewest} rows, not {min(sgd.batch, len(ids))}")
     step = 0
     for epoch in range(sgd.epochs):
         order = permutation(seed, purpose, ids.numpy(), epoch)

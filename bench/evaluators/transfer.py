@@ -50,7 +50,7 @@ def evaluate(
         l2_high: largest penalty.
         l2_count: how many, evenly spaced in the logarithm.
         tolerance: of the fits.
-        k: neighbours that vote; no vote for sets whose images carry several labels.
+        k: neighbours that vote, all rows where there are fewer; no vote for sets whose images carry several labels.
         temperature: of the votes.
     """
     path = log_spaced(l2_low, l2_high, l2_count)
@@ -86,9 +86,14 @@ def _fit(target: EvaluationData, tolerance: float) -> Fit:
 def as_seen(images: UInt8[Tensor, "n h w c"], like: UInt8[Tensor, "m a b d"]) -> UInt8[Tensor, "n a b d"]:
     """Images with the side and the channels of others.
 
-    Resized (bilinear, antialiased), gray repeated or colour dropped.
+    Resized (bilinear, antialiased; what is not square is stretched), gray repeated or colour dropped.
+
+    Raises:
+        ValueError: the others are not square.
     """
     side, channels = like.shape[1], like.shape[3]
+    if like.shape[1] != like.shape[2]:
+        raise ValueError(f"the encoder's images want to be square, not {tuple(like.shape[1:3])}")
     if images.shape[1:] == like.shape[1:]:
         return images
     recipe = {"views": [{"count": 1, "size": side, "ops": []}]}

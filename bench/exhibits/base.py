@@ -16,14 +16,16 @@ from bench.stats import Interval
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")
 MARKERS = "osD^vPX*"
 STYLES = ("-", "--", ":", "-.")
+RAW_PIXELS = "raw_pixels"
 DPI = 150  # of PNG files
 DECIMALS = 6  # of plotted and tabulated values: noise of the last bits must not reach a file
 
 
 def display(name: str) -> str:
-    """A method's name as papers print it; one that is not a method's is spelt out."""
-    spelt = name.replace("_", " ").capitalize()
-    return str(METHODS.component(name).constant("title", name)) if name in METHODS else spelt
+    """A method's name as papers print it; a checkpoint's as it is."""
+    if name in METHODS:
+        return str(METHODS.component(name).constant("title", name))
+    return "Raw pixels" if name == RAW_PIXELS else name
 
 
 def look(method: str, methods: Sequence[str]) -> dict[str, Any]:

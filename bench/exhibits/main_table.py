@@ -37,6 +37,6 @@ def main_table(frame: pd.DataFrame, gathered: dict[str, Any]) -> Table:
     columns = ["Method", "n", *(f"{p} {metric.replace('_', ' ')}" for p, metric in headline.items())]
     caption = (
         f"Accuracy (%) on {gathered['data']['name']}: mean ± half-width of the 95 % Student t interval over n seeds; "
-        "raw pixels have one value and no interval, and no encoder for the protocols marked –."
+        "a row of one value has no interval; – where a protocol wants an encoder and the row has none."
     )
     return Table("main", caption, columns, rows, data)
