@@ -149,7 +149,7 @@ def test_a_cell_asks_of_the_encoder_what_the_plan_asks_of_its_own(tmp_path, mani
     for cell in evaluation_cells(settings, made, theirs, list(settings.evaluations)):
         planned = next(c for c in made.evaluate[cell.name] if c.method == "simclr")
         differing = {key for key, value in planned.config.items() if cell.config[key] != value}
-        assert differing == {"source", "code"}
+        assert differing == {"source"}
         assert cell.config["source"] == {"pretrained": theirs.key}
         assert (cell.needs, cell.method, cell.seed) == (theirs.key, "theirs", 0)
         assert cell.manifest == planned.manifest
