@@ -152,7 +152,8 @@ def solve_path(
         x: (n, d) features.
         loss: of the rows' scores.
         l2_values: (L,) positive penalties.
-        tolerance: of the largest entry of the gradient of the mean loss, in the principal axes of the centred features.
+        tolerance: of the largest entry of the gradient of the mean loss, in the principal axes of the centred features;
+            times their root mean square where that is below 1, or the fit of small features would stop at its start.
 
     Returns:
         Weights (L, d, C) and biases (L, C), in the order of `l2_values` and the type of `x`.
@@ -166,12 +167,13 @@ def solve_path(
     wide = x.double()
     mean = wide.mean(0)
     axes = _principal_axes(wide - mean)  # (d, r)
+    small = min(1.0, (wide - mean).square().mean().sqrt().item()) or 1.0
     turned = torch.cat([(wide - mean) @ axes, wide.new_ones(n, 1)], 1)  # (n, r + 1)
     theta = wide.new_zeros(turned.shape[1], loss.columns)
     solved = {}
     for l2 in sorted(set(l2_values), reverse=True):
         penalty = torch.cat([wide.new_full((axes.shape[1], 1), l2), wide.new_zeros(1, 1)])
-        theta = _newton(turned, loss, penalty, theta, tolerance * n)
+        theta = _newton(turned, loss, penalty, theta, tolerance * small * n)
         weights = axes @ theta[:-1]  # (d, C)
         solved[l2] = weights, theta[-1] - mean @ weights
     weights, biases = (torch.stack([solved[l2][i] for l2 in l2_values]).to(x.dtype) for i in (0, 1))

@@ -264,3 +264,14 @@ def test_more_dimensions_than_rows_are_solved_in_the_rows_own_space(scale):
     gradients = torch.autograd.grad(objective, (w, b))
     # the whole gradient vanishes, across the rows' space as well
     assert max(g.abs().max().item() for g in gradients) < 1e-6
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-2, 1e-4])
+def test_small_features_are_fitted_as_well_as_large_ones(scale):
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(60, 5, generator=generator, dtype=torch.float64)
+    y = torch.randint(0, 3, (60,), generator=generator)
+    wanted, _ = solve_path(x, Softmax(y, 3), [1.0], tolerance=1e-4)
+    # scale times the features, 1 / scale times the weights and scale^2 times the penalty are the same objective
+    weights, _ = solve_path(scale * x, Softmax(y, 3), [scale**2], tolerance=1e-4)
+    torch.testing.assert_close(scale * weights, wanted, rtol=0, atol=3e-3)

@@ -56,7 +56,7 @@ def fit_path(
         y: (n,) labels, 0 to classes - 1.
         l2_values: (L,) positive penalties.
         classes: C.
-        tolerance: of the largest entry of the gradient of the mean loss.
+        tolerance: of the largest entry of the gradient of the mean loss, as `solve_path` has it.
 
     Returns:
         Weights (L, d, C) and biases (L, C), in the order of `l2_values` and the type of `x`.

@@ -55,7 +55,7 @@ def fit_svm(
         y: (n,) labels, 0 to classes - 1.
         l2_values: (L,) positive penalties.
         classes: C; of two, each column is the other's negative.
-        tolerance: of the largest entry of the gradient of the mean loss.
+        tolerance: of the largest entry of the gradient of the mean loss, as `solve_path` has it.
 
     Returns:
         Weights (L, d, C) and biases (L, C), in the order of `l2_values` and the type of `x`.
