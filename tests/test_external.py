@@ -261,7 +261,7 @@ def table(text):
 def test_a_checkpoint_gets_its_row_and_is_never_evaluated_twice(space):
     first = space.run(*COMMAND, *ENCODER_OPTIONS)
     (name, row), *others = table(first.stdout).items()
-    assert (name, row["n"], others) == ("Theirs", "1", [])
+    assert (name, row["n"], others) == ("theirs", "1", [])
     evaluations = params.load(space.here / "params.yaml").evaluations
     assert len(row) == 2 + len(evaluations)
     assert all(0 < float(value) <= 100 for key, value in list(row.items())[2:])
@@ -284,7 +284,7 @@ def test_a_checkpoint_gets_its_row_and_is_never_evaluated_twice(space):
 def test_the_row_stands_below_those_that_are_computed(space):
     space.run("bench", "submit")
     found = table(space.run(*COMMAND, *ENCODER_OPTIONS, "--protocol", "knn").stdout)
-    assert list(found)[-1] == "Theirs"
+    assert list(found)[-1] == "theirs"
     assert [row["n"] for row in found.values()] == ["1", "2", "1"]  # raw pixels, the only method, this one
 
 
