@@ -278,7 +278,7 @@ def test_a_checkpoint_gets_its_row_and_is_never_evaluated_twice(space):
     again = space.run(*COMMAND[:3], "files/copy.safetensors", *COMMAND[4:], *ENCODER_OPTIONS, "--name", "copy")
     assert again.stderr == ""
     assert space.results() == before
-    assert list(table(again.stdout).values()) == [row | {"Method": "Copy"}]
+    assert list(table(again.stdout).values()) == [row | {"Method": "copy"}]
 
 
 def test_the_row_stands_below_those_that_are_computed(space):
