@@ -172,7 +172,7 @@ def _submit(options: argparse.Namespace) -> None:
     cluster = settings.cluster.model_copy(update={k: v for k, v in changes.items() if v})
     store, cells = Store(), made.cells()
     missing = sum(not store.has(cell.key) for cell in cells)
-    print(f"{len(cells)} cells, {missing} to compute", file=sys.stderr)
+    print(*made.remarks, f"{len(cells)} cells, {missing} to compute", sep="\n", file=sys.stderr)
     import_needed(settings, cells, store)
     ensure(cells, [], cluster, store)
 

@@ -35,6 +35,21 @@ def check_pretraining(params: Params, manifest: Mapping[str, Any], method: str) 
     _check_sides(params, manifest, training)
 
 
+def left_out(params: Params, manifests: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for each method of whose epochs one row is left out: a last batch of one has no batch statistics."""
+    rows = _training_rows(params, manifests[params.data.name])
+    lines = []
+    for method in params.methods:
+        training = params.training_of(method)
+        trains = METHODS.component(method).constant("trains", True)
+        if trains and training.last_batch == "keep" and rows % training.batch == 1:
+            lines.append(
+                f"{method}: {rows} training images in batches of {training.batch} leave one; the last image of each "
+                "epoch's order is left out, since a batch of one has no statistics"
+            )
+    return lines
+
+
 def check_protocol(params: Params, manifest: Mapping[str, Any], protocol: str) -> None:
     """Check an evaluation's options against the rows it can choose from.
 
@@ -59,9 +74,13 @@ def _check_labels(params: Params, manifest: Mapping[str, Any]) -> None:
         )
 
 
-def _check_rows(params: Params, manifest: Mapping[str, Any], method: str, training: Training) -> None:
+def _training_rows(params: Params, manifest: Mapping[str, Any]) -> int:
     rows = manifest["rows"] - manifest["test_rows"]
-    rows = round(params.data.fraction * (rows - round(params.data.validation * rows)))
+    return round(params.data.fraction * (rows - round(params.data.validation * rows)))
+
+
+def _check_rows(params: Params, manifest: Mapping[str, Any], method: str, training: Training) -> None:
+    rows = _training_rows(params, manifest)
     if rows < (2 if training.last_batch == "keep" else training.batch):
         raise LimitError(
             f"{method}: batch {training.batch} is more than the {rows} training images of "

@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ from bench.errors import BenchError
 from bench.evaluators import EVALUATORS
 from bench.files import read_json, write_json
 from bench.fingerprint import code_hash
-from bench.limits import check_pretraining, check_protocol
+from bench.limits import check_pretraining, check_protocol, left_out
 from bench.methods import METHODS
 from bench.options import NamesDataSets
 from bench.params import Point, marked, options_model
@@ -81,11 +81,12 @@ class StudyPoint:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every cell that params.yaml asks for, by stage and name."""
+    """Every cell that params.yaml asks for, by stage and name; `remarks` are for people."""
 
     pretrain: dict[str, list[Cell]]
     evaluate: dict[str, list[Cell]]
     study: dict[str, list[StudyPoint]]
+    remarks: list[str] = field(default_factory=list)
 
     def cells(self) -> list[Cell]:
         """Each once, the main table's first."""
@@ -216,7 +217,7 @@ def make_plan(params: Params, manifests: Mapping[str, Mapping[str, Any]]) -> Pla
     for name, wanted in params.studies.items():
         points = points_of(params, f"studies.{name}", wanted.vary)
         study[name] = [_study_point(params, manifests, name, point, known) for point in points]
-    return Plan(pretrain, evaluate, study)
+    return Plan(pretrain, evaluate, study, left_out(params, manifests))
 
 
 def tuning_points(params: Params, manifests: Mapping[str, Any], method: str) -> list[StudyPoint]:

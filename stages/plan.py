@@ -13,6 +13,8 @@ def main() -> None:
     """Resolve params.yaml and the manifests."""
     settings = params.load(Path("params.yaml"))
     made = plan.make_plan(settings, plan.read_manifests(settings, Path("data/manifests")))
+    for remark in made.remarks:
+        print(remark)
     shutil.rmtree("plan", ignore_errors=True)
     made.write(Path("plan"), settings)
     plan.prune(made, Path())

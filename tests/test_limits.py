@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench import params
-from bench.limits import LimitError
+from bench.limits import LimitError, left_out
 from bench.methods import METHODS
 from bench.options import AtMostTrainingRows
 from bench.params import options_model
@@ -100,3 +100,13 @@ def test_images_with_several_labels_are_for_transfer_alone():
         LimitError, match=r"data\.name: the images of mnist carry several labels each; it is for transfer"
     ):
         plan({}, metric="map11")
+
+
+@pytest.mark.parametrize(("batch", "last", "named"), [(359, "keep", True), (359, "drop", False), (358, "keep", False)])
+def test_a_row_that_is_left_out_of_every_epoch_is_named(batch, last, named):
+    raw = params.load(SMOKE).model_dump(exclude_unset=True)
+    raw["training"]["byol"] = {"batch": batch, "last_batch": last}
+    settings = params.check(raw)
+    lines = left_out(settings, dict.fromkeys(settings.datasets, MANIFEST))
+    told = "byol: 360 training images in batches of 359 leave one; the last image of each epoch's order is left out"
+    assert [line.startswith(told) for line in lines] == [True] * named

@@ -1,5 +1,6 @@
 """What every method must do, found or yet to be written: each file in bench/methods is tested here for free."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +168,19 @@ def test_at_collapse_the_loss_is_what_the_method_calls_chance(method, tmp_path):
         collapsed = {name: torch.ones_like(t) for name, t in run.method.embed(batch).items()}
         loss, _ = run.method.loss(collapsed, batch)
     assert loss.item() == pytest.approx(chance, rel=1e-5)
+
+
+SYMMETRIC = ("simclr", "nnclr", "byol", "simsiam", "barlow_twins", "swav", "snclr")  # MoCo has one direction
+
+
+@pytest.mark.parametrize("method", SYMMETRIC)
+def test_a_symmetrised_loss_does_not_tell_the_two_global_views_apart(method, tmp_path):
+    run = trainer(method, tmp_path)
+    run.method.eval()
+    batch = first_batch(run)
+    swapped = replace(batch, views=[batch.views[1], batch.views[0], *batch.views[2:]])
+    losses = [run.method.loss(run.method.embed(each), each)[0] for each in (batch, swapped)]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
 
 
 class Killed(Exception):
