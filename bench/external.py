@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 
     from bench.exhibits.base import Table
 
-MODULE = "bench.imported"  # what an evaluation runs of ours
+MODULE = "bench.imported"  # what runs an imported encoder
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 # of channels of images in [0, 1]; SwAV's code has 0.228 for the first deviation
 NORMALISATIONS: Mapping[str, tuple[list[float], list[float]] | None] = {
@@ -243,8 +242,7 @@ def evaluation_cells(params: Params, made: Plan, imported: Cell, protocols: Sequ
     for protocol in protocols:
         other = made.evaluate[protocol][0]
         config = {**other.config, **machine, "source": {"pretrained": imported.key}, "seed": imported.seed}
-        modules = [*code_modules(config), MODULE]
-        cell = _keyed("evaluate", protocol, imported.method, config, other.manifest, modules)
+        cell = _keyed("evaluate", protocol, imported.method, config, other.manifest, code_modules(config))
         cells.append(replace(cell, needs=imported.key))
     return cells
 
@@ -360,44 +358,16 @@ def _say(text: str) -> None:
 
 
 def _compute(cell: Cell, store: Store) -> None:
-    from bench.probe import cached_probe
+    if cell.stage == "evaluate":
+        from bench.compute import compute
 
-    config = cell.config
+        compute(cell, store, checkpoint_seconds=0.0)  # an evaluation keeps no checkpoint
+        return
     folder = store.running(cell.key) / "publish"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    if cell.stage == "import":
-        environment = {**numerics.environment(), **cell.manifest}
-        import_encoder(config, cell.manifest, folder)
-    else:
-        assert cell.needs is not None
-        numerics.require(config["numerics"], config["threads"], config["device"])
-        environment = {**numerics.environment(), "probe": cached_probe(store.root), "started": time.time()}
-        _evaluate(cell, store.path(cell.needs), folder)
-        environment["seconds"] = time.time() - environment["started"]
-    store.publish(cell.key, config, folder, environment)
-
-
-def _evaluate(cell: Cell, source: Path, folder: Path) -> None:
-    from safetensors.numpy import save_file
-
-    from bench.data.prepared import load
-    from bench.evaluate import ARRAYS, RECORD, evaluation_data
-    from bench.evaluators import EVALUATORS
-    from bench.files import write_json
-    from bench.imported import load_imported
-
-    config, protocol = cell.config, cell.config["protocol"]
-    validation, query, device = config["data"]["validation"], config["query"], config["device"]
-    targets = {
-        name: evaluation_data(load(target), validation, query, device)
-        for name, target in cell.manifest.get("targets", {}).items()
-    }
-    data = evaluation_data(load(cell.manifest), validation, query, device, targets)
-    trained = load_imported(source, device)
-    result = EVALUATORS[protocol["name"]](trained, data, seed=config["seed"], **protocol["options"])
-    write_json(folder / RECORD, {"metrics": result.metrics})
-    save_file(dict(result.arrays), folder / ARRAYS)
+    import_encoder(cell.config, cell.manifest, folder)
+    store.publish(cell.key, cell.config, folder, {**numerics.environment(), **cell.manifest})
 
 
 def evaluate_external(
