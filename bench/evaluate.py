@@ -89,5 +89,11 @@ def evaluation_data(
         inner = parts.inner(len(parts.validation))
         train, choices, scored = np.setdiff1d(parts.labelled, inner), inner, parts.validation
     return EvaluationData(
-        labelled(train), labelled(choices), labelled(scored), images.classes, images.metric, dict(targets or {})
+        labelled(train),
+        labelled(choices),
+        labelled(scored),
+        images.classes,
+        images.metric,
+        dict(targets or {}),
+        images.label_lists,
     )

@@ -803,6 +803,7 @@ GOOD = {
     "embedded_mnist_classes": {"first": 0, "last": 4, "test": 1_000},
     "digits": {"side": 8, "test": 360},
     "image_folder": {"folder": "imagenet", "side": 224},
+    "image_folder_lists": {"folder": "imagenet", "side": 256, "label_lists": {"0.01": "1percent.txt"}},
     "npz": {"train": "train.npz", "test": "test.npz"},
     "torchvision_set": {"set": "cifar10", "side": 0},
 }

@@ -26,6 +26,7 @@ from bench.files import checkout, demand_writable, read_json, write_json
 
 UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile)  # what numpy raises for damaged files
 ARRAYS = ("images", "labels", "test")
+LISTED = "label_list_"  # begins the names of further arrays: the rows of label lists, by fraction
 LARGE = 1 << 28  # bytes: a larger array is checked once per file, not once per load
 DECODING = ".decoding"  # where readers decode into, beside the prepared sets
 MOVED = "moved.json"  # says where a decoded array went
@@ -50,10 +51,10 @@ def prepare(name: str, reader: str, options: Mapping[str, Any], manifests: Path)
     demand_writable(manifests, "the pipeline writes its manifests there")
     images = READERS[reader](**options)
     manifest = {"name": name, "reader": reader, "options": dict(options), **_describe(name, images)}
-    folder = _folder(manifest)
-    if not _intact(folder, manifest):
-        _write(folder, images)
-        _vouch(folder / "images.npy", images.images, manifest["arrays"]["images"])
+    paths = _paths(manifest)
+    if not _intact(paths, manifest):
+        _write(paths, images)
+        _vouch(paths["images"], images.images, manifest["arrays"]["images"])
     _remark(name, manifest, images.notes)
     path = manifests / f"{name}.json"
     write_json(path, manifest)
@@ -90,8 +91,8 @@ def load(manifest: Mapping[str, Any]) -> ImageSet:
 @lru_cache(maxsize=4)
 def _load(text: str, root: Path) -> ImageSet:
     manifest = json.loads(text)
-    folder = _folder(manifest)
-    if not all((folder / f"{array}.npy").is_file() for array in ARRAYS):
+    folder, paths = _folder(manifest), _paths(manifest)
+    if not all(path.is_file() for path in paths.values()):
         demand_writable(data_root(), "set BENCH_DATA to a folder that can")
         images = READERS[manifest["reader"]](**manifest["options"])
         if _checksums(images) != manifest["arrays"]:
@@ -99,25 +100,39 @@ def _load(text: str, root: Path) -> ImageSet:
                 f"the source of '{manifest['name']}' is no longer what its manifest vouches for; "
                 "run `dvc repro` to prepare it again"
             )
-        _write(folder, images)
+        _write(paths, images)
     arrays = {}
-    for array in ARRAYS:
-        path = folder / f"{array}.npy"
+    for array, path in paths.items():
+        mend = f"remove {folder if array in ARRAYS else path} and run again: it is made anew from the source"
         try:
             arrays[array] = np.load(path, mmap_mode="r" if array == "images" else None)
         except UNREADABLE as error:
-            raise DataError(f"{path} cannot be read ({error}); {_mend(folder)}") from None
+            raise DataError(f"{path} cannot be read ({error}); {mend}") from None
         if not _is(path, arrays[array], manifest["arrays"][array]):
-            raise DataError(f"{path} is damaged (its checksum is another); {_mend(folder)}")
-    return ImageSet(**arrays, classes=manifest["classes"], metric=manifest.get("metric", "top1"))
-
-
-def _mend(folder: Path) -> str:
-    return f"remove {folder} and run again: it is made anew from the source"
+            raise DataError(f"{path} is damaged (its checksum is another); {mend}")
+    lists = {float(array.removeprefix(LISTED)): arrays.pop(array) for array in paths if array not in ARRAYS}
+    return ImageSet(**arrays, classes=manifest["classes"], metric=manifest.get("metric", "top1"), label_lists=lists)
 
 
 def _folder(manifest: Mapping[str, Any]) -> Path:
-    return data_root() / "prepared" / f"{manifest['name']}-{manifest['sha256'][:12]}"
+    """Of the images, whatever label lists there are: another list must not mean another copy of them."""
+    whole = {array: manifest["arrays"][array] for array in ARRAYS}
+    return data_root() / "prepared" / f"{manifest['name']}-{_sha256(whole)[:12]}"
+
+
+def _paths(manifest: Mapping[str, Any]) -> dict[str, Path]:
+    """The file of each array; a label list's is named by its content as well, since lists share the images' folder."""
+    folder = _folder(manifest)
+    return {
+        array: folder / (f"{array}.npy" if array in ARRAYS else f"{array}-{found[:12]}.npy")
+        for array, found in manifest["arrays"].items()
+    }
+
+
+def _sha256(arrays: Mapping[str, str]) -> str:
+    """Of a set, from the checksums of its arrays; the fraction that a label list is for counts as much as its rows."""
+    parts = [found if array in ARRAYS else f"{array}{found}" for array, found in arrays.items()]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def _describe(name: str, images: ImageSet) -> dict[str, Any]:
@@ -141,7 +156,7 @@ def _describe(name: str, images: ImageSet) -> dict[str, Any]:
         "duplicates": duplicates(images.images, images.test),
         "notes": list(images.notes),
         "arrays": arrays,
-        "sha256": hashlib.sha256("".join(arrays.values()).encode()).hexdigest(),
+        "sha256": _sha256(arrays),
     }
 
 
@@ -152,8 +167,13 @@ def _per_class(images: ImageSet, rows: Any) -> list[int]:
     return [int(count) for count in np.bincount(labels, minlength=images.classes)]
 
 
+def _arrays(images: ImageSet) -> dict[str, NDArray[Any]]:
+    lists = {f"{LISTED}{fraction}": images.label_lists[fraction] for fraction in sorted(images.label_lists)}
+    return {**{array: getattr(images, array) for array in ARRAYS}, **lists}
+
+
 def _checksums(images: ImageSet) -> dict[str, str]:
-    return {array: checksum(getattr(images, array)) for array in ARRAYS}
+    return {array: checksum(values) for array, values in _arrays(images).items()}
 
 
 def _remark(name: str, manifest: Mapping[str, Any], notes: tuple[str, ...]) -> None:
@@ -183,13 +203,12 @@ def _version(package: str) -> str:
         return "absent"
 
 
-def _intact(folder: Path, manifest: Mapping[str, Any]) -> bool:
-    paths = {array: folder / f"{array}.npy" for array in ARRAYS}
+def _intact(paths: Mapping[str, Path], manifest: Mapping[str, Any]) -> bool:
     try:
         arrays = {array: np.load(path, mmap_mode="r") for array, path in paths.items()}
     except UNREADABLE:
         return False
-    return all(_is(paths[array], arrays[array], manifest["arrays"][array]) for array in ARRAYS)
+    return all(_is(path, arrays[array], manifest["arrays"][array]) for array, path in paths.items())
 
 
 def _is(path: Path, array: NDArray[Any], wanted: str) -> bool:
@@ -225,12 +244,12 @@ def identity(path: Path, checksum: str = "") -> dict[str, Any]:
     return {"file": path.name, "size": seen.st_size, "mtime_ns": seen.st_mtime_ns, "checksum": checksum}
 
 
-def _write(folder: Path, images: ImageSet) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for array in ARRAYS:
-        values, target = getattr(images, array), folder / f"{array}.npy"
+def _write(paths: Mapping[str, Path], images: ImageSet) -> None:
+    for array, values in _arrays(images).items():
+        target = paths[array]
+        target.parent.mkdir(parents=True, exist_ok=True)
         if _file(values) != target and not _moved(values, target):
-            beside = folder / f".{array}.{os.getpid()}.npy"
+            beside = target.with_name(f".{array}.{os.getpid()}.npy")
             np.save(beside, values)
             beside.replace(target)
 

@@ -1,6 +1,7 @@
 """What a reader gives: a whole image set, in memory or mapped into it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
@@ -27,6 +28,8 @@ class ImageSet:
         classes: how many classes there are.
         metric: what the set is scored by: accuracy, its mean over classes, or 11-point mean average precision.
         notes: what its users must know, such as a split that is not the published one.
+        label_lists: published lists of labelled images, by the fraction of the labels that they hold: (m,) training
+            rows, each once, ascending.
     """
 
     images: NDArray[np.uint8]
@@ -35,6 +38,7 @@ class ImageSet:
     classes: int
     metric: Metric = "top1"
     notes: tuple[str, ...] = ()
+    label_lists: Mapping[float, NDArray[np.int64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.images)
@@ -52,3 +56,8 @@ class ImageSet:
         most = 1 if self.metric == "map11" else self.classes - 1
         if n and not 0 <= self.labels.min() <= self.labels.max() <= most:
             raise DataError(f"labels want 0 to {most}, not {self.labels.min()} to {self.labels.max()}")
+        for fraction, rows in self.label_lists.items():
+            if not 0 < fraction <= 1:
+                raise DataError(f"the fraction of a label list wants to be above 0 and at most 1, not {fraction}")
+            if not len(rows) or (np.diff(rows) <= 0).any() or not np.isin(rows, np.flatnonzero(~self.test)).all():
+                raise DataError(f"the label list of {fraction} wants training rows, each once and ascending")

@@ -32,6 +32,21 @@ class Split:
         return np.sort(self.labelled[permutation(SEED, "inner", self.labelled)][:count])
 
 
+def drawn_test(rows: int, test: int) -> NDArray[np.bool_]:
+    """(rows,) marks of the test rows of digits that come without a split, by address.
+
+    Fewer test rows lie inside more.
+
+    Raises:
+        DataError: no row is left to train on.
+    """
+    if test >= rows:
+        raise DataError(f"datasets: test wants fewer than the {rows} digits, not {test}")
+    marks = np.zeros(rows, dtype=bool)
+    marks[permutation(SEED, "split", np.arange(rows))[rows - test :]] = True
+    return marks
+
+
 def split(images: ImageSet, *, validation: float, fraction: float) -> Split:
     """Cut an image set.
 

@@ -41,6 +41,7 @@ class EvaluationData:
         classes: how many there are.
         metric: the set's own: top1, mean_per_class or map11.
         targets: further image sets that the protocol names.
+        label_lists: published lists of labelled images, by fraction: (m,) ids.
     """
 
     train: Labelled
@@ -49,6 +50,7 @@ class EvaluationData:
     classes: int
     metric: str = "top1"
     targets: Mapping[str, "EvaluationData"] = field(default_factory=dict)
+    label_lists: Mapping[float, NDArray[np.int64]] = field(default_factory=dict)
 
     @cached_property
     def fitted(self) -> Labelled:

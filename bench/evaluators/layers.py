@@ -4,19 +4,18 @@ InstDisc (1805.01978, table 3) and DeepCluster (1807.05520, table 1, after Zhang
 is average-pooled to about `dimensions` numbers (9,000 in the papers) and classified, its encoder frozen.
 """
 
-from collections.abc import Sequence
-
-from torch import Tensor
+from functools import partial
 
 from bench.evaluators.base import EvaluationData, Result, top1
 from bench.evaluators.knn import knn_predict
 from bench.evaluators.linear import fit_path
-from bench.evaluators.penalties import Fit, Rows, accuracy, choose_and_refit, log_spaced
+from bench.evaluators.penalties import accuracy, choose_and_refit, embed, log_spaced
 from bench.evaluators.svm import fit_svm
 from bench.features import Trained
 from bench.options import Positive, PositiveInt
 
 NEEDS_ENCODER = True  # raw pixels have no layers
+MODELS = {"linear": fit_path, "svm": fit_svm}
 
 
 def evaluate(
@@ -46,25 +45,16 @@ def evaluate(
         k: neighbours that vote; all rows where there are fewer.
         temperature: of the votes.
     """
-
-    def linear(x: Tensor, y: Tensor, path: Sequence[float]) -> tuple[Tensor, Tensor]:
-        return fit_path(x, y, path, classes=data.classes, tolerance=tolerance)
-
-    def svm(x: Tensor, y: Tensor, path: Sequence[float]) -> tuple[Tensor, Tensor]:
-        return fit_svm(x, y, path, classes=data.classes, tolerance=tolerance)
-
-    models: dict[str, Fit] = {"linear": linear, "svm": svm}
     path, metrics = log_spaced(l2_low, l2_high, l2_count), {}
     for place in reversed([place for place in trained.places if place.startswith("layer")]):
-        parts = (data.train, data.validation, data.query)
-        rows = [Rows(trained.features(part.images, place, dimensions).double(), part.labels) for part in parts]
-        train, validation, query = rows
-        for name, fit in models.items():
-            chosen = choose_and_refit(fit, train, validation, path, accuracy)
-            metrics[f"{name}_{place}"] = accuracy(query.x @ chosen.weights + chosen.bias, query.y)
+        rows = embed(data, partial(trained.features, at=place, dimensions=dimensions))
+        for name, model in MODELS.items():
+            fit = partial(model, classes=data.classes, tolerance=tolerance)
+            chosen = choose_and_refit(fit, rows.train, rows.validation, path, accuracy)
+            metrics[f"{name}_{place}"] = accuracy(chosen.scores(rows.query.x), rows.query.y)
             metrics[f"{name}_{place}_l2"] = chosen.l2
             metrics[f"{name}_{place}_validation"] = chosen.validation
-        bank = trained.features(data.fitted.images, place, dimensions)
-        predicted = knn_predict(bank, data.fitted.labels, query.x, min(k, len(bank)), temperature, data.classes)
-        metrics[f"knn_{place}"] = top1(predicted, query.y)
+        bank, labels = rows.fitted
+        predicted = knn_predict(bank, labels, rows.query.x, min(k, len(bank)), temperature, data.classes)
+        metrics[f"knn_{place}"] = top1(predicted, rows.query.y)
     return Result(metrics)

@@ -6,6 +6,7 @@ rows together. The objective is the sum of losses + l2/2 |W|^2 (scikit-learn's C
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -32,10 +33,7 @@ def evaluate(
     The penalties are `l2_count` values from `l2_low` to `l2_high`, evenly spaced in the logarithm; of
     equally good ones the largest is chosen. Only validation rows choose.
     """
-
-    def fit(x: Tensor, y: Tensor, path: Sequence[float]) -> tuple[Tensor, Tensor]:
-        return fit_path(x, y, path, classes=data.classes, tolerance=tolerance)
-
+    fit = partial(fit_path, classes=data.classes, tolerance=tolerance)
     return evaluate_top1(trained, data, fit, log_spaced(l2_low, l2_high, l2_count))
 
 

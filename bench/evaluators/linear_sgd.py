@@ -11,24 +11,21 @@ rate of a full one: the batch normalises nothing here.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bench.augment import make_views
 from bench.evaluators.base import EvaluationData, Labelled, Result
-from bench.evaluators.sgd import Sgd, descend, linear_head, rates
+from bench.evaluators.sgd import Sgd, crop_and_flip, descend, linear_head, rates, views
 from bench.features import BATCH, Trained
 from bench.methods.base import ParameterGroup
 from bench.optim import scaled
 from bench.options import Fraction, NonNegative, Positive, PositiveInt, Range
-from bench.random import Address
 
 PURPOSE = "linear_sgd"  # of every address
 STD = 0.01  # of the first weights
@@ -76,27 +73,23 @@ def evaluate(
         ValueError: a step decay without milestones, or milestones or a factor beside a cosine.
         DivergedError: the learning rate is too high.
     """
+    _check(decay, milestones, factor)
+    rows, base = data.fitted, scaled(lr, "linear", batch)
+    rate = rates(base, len(rows.labels), epochs, batch, decay=decay, milestones=milestones, factor=factor)
+    shown = _shown(trained, rows, crop_and_flip(crop_scale, crop_ratio, flip), seed)
+    classifier = fit(shown, rows, data.classes, Sgd(epochs, batch, rate, momentum, weight_decay), seed=seed)
+    return _score(_shown(trained, data.query, [], seed), classifier, data.query.labels)
+
+
+def _check(decay: str, milestones: Sequence[int], factor: float) -> None:
     if decay == "step" and not milestones:
         raise ValueError("decay: step wants milestones (epochs)")
     if decay != "step" and (milestones or factor != 1):
         raise ValueError(f"milestones and factor belong to decay: step; decay: {decay} wants [] and 1, not {factor}")
-    rows = data.fitted
-    ops: list[dict[str, Any]] = [{"crop": {"scale": crop_scale, "ratio": crop_ratio}}, {"flip": {"p": flip}}]
-    base = scaled(lr, "linear", batch)
-    rate = rates(base, len(rows.labels), epochs, batch, decay=decay, milestones=milestones, factor=factor)
-    shown = partial(_views, trained, rows, ops, seed)
-    classifier = fit(shown, rows, data.classes, Sgd(epochs, batch, rate, momentum, weight_decay), seed=seed)
-    return _score(partial(_views, trained, data.query, [], seed), classifier, data.query.labels)
 
 
-def _views(
-    trained: Trained, part: Labelled, ops: Sequence[dict[str, Any]], seed: int, rows: NDArray[np.int64], epoch: int
-) -> Float[Tensor, "m d"]:
-    """Features of rows as `ops` show them in an epoch, square and as large as the images are high."""
-    recipe = {"views": [{"count": 1, "size": part.images.shape[1], "ops": ops}]}
-    chosen = torch.from_numpy(rows)
-    address = Address(seed, PURPOSE, part.ids[chosen].numpy(), epoch)
-    return trained.embed(make_views(recipe, part.images[chosen].to(trained.device), address)[0])
+def _shown(trained: Trained, part: Labelled, ops: Sequence[dict[str, Any]], seed: int) -> Shown:
+    return lambda rows, epoch: trained.embed(views(part, ops, seed, PURPOSE, rows, epoch))
 
 
 def fit(shown: Shown, part: Labelled, classes: int, sgd: Sgd, *, seed: int) -> nn.Linear:

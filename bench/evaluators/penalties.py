@@ -5,13 +5,15 @@ model and the score.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bench.evaluators.base import EvaluationData, Result
+from bench.evaluators.base import EvaluationData, Result, top1
 from bench.features import Trained
 
 Fit = Callable[[Tensor, Tensor, Sequence[float]], tuple[Tensor, Tensor]]
@@ -27,6 +29,26 @@ class Rows(NamedTuple):
     y: Tensor
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """What `EvaluationData` holds, as features in double precision."""
+
+    train: Rows
+    validation: Rows
+    query: Rows
+
+    @cached_property
+    def fitted(self) -> Rows:
+        """Training and validation rows together."""
+        return Rows(torch.cat([self.train.x, self.validation.x]), torch.cat([self.train.y, self.validation.y]))
+
+
+def embed(data: EvaluationData, features: Callable[[Tensor], Tensor]) -> Embedded:
+    """Every part of the data, its images (n, h, w, c) as features (n, d)."""
+    parts = (data.train, data.validation, data.query)
+    return Embedded(*(Rows(features(part.images).double(), part.labels) for part in parts))
+
+
 class Chosen(NamedTuple):
     """The refitted weights (d, C) and bias (C,), the path's penalty, and its score on validation rows (or 0)."""
 
@@ -34,6 +56,10 @@ class Chosen(NamedTuple):
     bias: Tensor
     l2: float
     validation: float
+
+    def scores(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
+        """Of each class, for features."""
+        return x @ self.weights + self.bias
 
 
 def choose_and_refit(fit: Fit, train: Rows, validation: Rows, path: Sequence[float], score: Score) -> Chosen:
@@ -61,18 +87,16 @@ def choose_and_refit(fit: Fit, train: Rows, validation: Rows, path: Sequence[flo
 
 def evaluate_top1(trained: Trained, data: EvaluationData, fit: Fit, path: Sequence[float]) -> Result:
     """Top-1 on h of the refitted model (a fraction), the penalty that was chosen and its validation accuracy."""
-    parts = (data.train, data.validation, data.query)
-    train, validation, query = (Rows(trained.features(part.images).double(), part.labels) for part in parts)
-    chosen = choose_and_refit(fit, train, validation, path, accuracy)
-    predicted = (query.x @ chosen.weights + chosen.bias).argmax(1)
-    correct = (predicted == query.y).sum().item()
-    metrics = {"top1": correct / len(predicted), "l2": chosen.l2, "validation": chosen.validation}
+    rows = embed(data, trained.features)
+    chosen = choose_and_refit(fit, rows.train, rows.validation, path, accuracy)
+    predicted = chosen.scores(rows.query.x).argmax(1)
+    metrics = {"top1": top1(predicted, rows.query.y), "l2": chosen.l2, "validation": chosen.validation}
     return Result(metrics, {"predicted": predicted.cpu().numpy()})
 
 
 def accuracy(scores: Float[Tensor, "n c"], labels: Tensor) -> float:
     """The share of rows whose highest score is their label's."""
-    return (scores.argmax(1) == labels).double().mean().item()
+    return top1(scores.argmax(1), labels)
 
 
 def mean_per_class(scores: Float[Tensor, "n c"], labels: Tensor) -> float:

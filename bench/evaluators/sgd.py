@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bench.augment import make_views
 from bench.errors import BenchError
+from bench.evaluators.base import Labelled
 from bench.methods.base import ParameterGroup
 from bench.optim import build, learning_rate, set_learning_rate
-from bench.random import derive, permutation
+from bench.random import Address, derive, permutation
 
 Loss = Callable[[NDArray[np.int64], int], Tensor]
 """Positions (m,) of rows and an epoch to the mean loss of those rows."""
@@ -107,6 +109,26 @@ def rates(
         milestones=[epoch * per_epoch for epoch in milestones],
         factor=factor,
     )
+
+
+def crop_and_flip(scale: Sequence[float], ratio: Sequence[float], flip: float) -> list[dict[str, Any]]:
+    """A recipe's ops: random resized crop, and a mirror image with probability `flip`."""
+    return [{"crop": {"scale": scale, "ratio": ratio}}, {"flip": {"p": flip}}]
+
+
+def views(
+    part: Labelled,
+    ops: Sequence[dict[str, Any]],
+    seed: int,
+    purpose: str,
+    rows: NDArray[np.int64],
+    epoch: int,
+) -> Float[Tensor, "m c h w"]:
+    """Images of some rows as `ops` show them in an epoch, square and as large as they are high, where labels lie."""
+    recipe = {"views": [{"count": 1, "size": part.images.shape[1], "ops": ops}]}
+    chosen = torch.from_numpy(rows)
+    address = Address(seed, purpose, part.ids[chosen].numpy(), epoch)
+    return make_views(recipe, part.images[chosen].to(part.labels.device), address)[0]
 
 
 def linear_head(dim: int, classes: int, std: float, seed: int, purpose: str) -> nn.Linear:

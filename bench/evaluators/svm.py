@@ -6,6 +6,7 @@ The paper names neither loss nor C; here the penalty is chosen as in `linear`, o
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -33,10 +34,7 @@ def evaluate(
     The penalties are `l2_count` values from `l2_low` to `l2_high`, evenly spaced in the logarithm; of
     equally good ones the largest is chosen. Only validation rows choose.
     """
-
-    def fit(x: Tensor, y: Tensor, path: Sequence[float]) -> tuple[Tensor, Tensor]:
-        return fit_svm(x, y, path, classes=data.classes, tolerance=tolerance)
-
+    fit = partial(fit_svm, classes=data.classes, tolerance=tolerance)
     return evaluate_top1(trained, data, fit, log_spaced(l2_low, l2_high, l2_count))
 
 

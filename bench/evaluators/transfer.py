@@ -5,7 +5,7 @@ path of l2 penalties, chosen on the target's validation part, refitted on all it
 test rows by the target's own metric. Beside it the weighted kNN vote of `knn`.
 """
 
-from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +13,10 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from bench.augment import luma, make_views, to_float
-from bench.evaluators.base import EvaluationData, Labelled, Result
+from bench.evaluators.base import EvaluationData, Result
 from bench.evaluators.knn import knn_predict
 from bench.evaluators.linear import fit_path
-from bench.evaluators.penalties import Fit, Rows, Score, accuracy, choose_and_refit, log_spaced, mean_per_class
+from bench.evaluators.penalties import Fit, Score, accuracy, choose_and_refit, embed, log_spaced, mean_per_class
 from bench.features import Trained
 from bench.options import DataSets, Positive, PositiveInt
 from bench.random import Address
@@ -57,30 +57,22 @@ def evaluate(
     metrics: dict[str, float] = {}
     for name in targets:
         target, score = data.targets[name], SCORES[data.targets[name].metric]
-        parts = (target.train, target.validation, target.query)
-        train, validation, query = (_rows(trained, part, data.train.images) for part in parts)
-        chosen = choose_and_refit(_fit(target, tolerance), train, validation, path, score)
-        metrics[f"{name}_linear"] = score(query.x @ chosen.weights + chosen.bias, query.y)
+        rows = embed(target, lambda images: trained.features(as_seen(images, data.train.images)))
+        chosen = choose_and_refit(_fit(target, tolerance), rows.train, rows.validation, path, score)
+        metrics[f"{name}_linear"] = score(chosen.scores(rows.query.x), rows.query.y)
         metrics[f"{name}_l2"] = chosen.l2
         if target.metric != "map11":
-            bank, labels = torch.cat([train.x, validation.x]), torch.cat([train.y, validation.y])
-            predicted = knn_predict(bank, labels, query.x, min(k, len(bank)), temperature, target.classes)
-            metrics[f"{name}_knn"] = score(F.one_hot(predicted, target.classes).double(), query.y)
+            bank, labels = rows.fitted
+            predicted = knn_predict(bank, labels, rows.query.x, min(k, len(bank)), temperature, target.classes)
+            metrics[f"{name}_knn"] = score(F.one_hot(predicted, target.classes).double(), rows.query.y)
     found = [metrics[f"{name}_linear"] for name in targets]
     return Result({"linear": sum(found) / len(found), **metrics})
 
 
-def _rows(trained: Trained, part: Labelled, like: UInt8[Tensor, "n h w c"]) -> Rows:
-    return Rows(trained.features(as_seen(part.images, like)).double(), part.labels)
-
-
 def _fit(target: EvaluationData, tolerance: float) -> Fit:
-    def fit(x: Tensor, y: Tensor, path: Sequence[float]) -> tuple[Tensor, Tensor]:
-        if target.metric == "map11":
-            return solve_path(x, BinaryLogistic(y), path, tolerance=tolerance)
-        return fit_path(x, y, path, classes=target.classes, tolerance=tolerance)
-
-    return fit
+    if target.metric == "map11":
+        return lambda x, y, path: solve_path(x, BinaryLogistic(y), path, tolerance=tolerance)
+    return partial(fit_path, classes=target.classes, tolerance=tolerance)
 
 
 def as_seen(images: UInt8[Tensor, "n h w c"], like: UInt8[Tensor, "m a b d"]) -> UInt8[Tensor, "n a b d"]:

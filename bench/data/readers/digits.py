@@ -11,14 +11,13 @@ import numpy as np
 
 from bench.data.decode import from_arrays
 from bench.data.source import DataError, ImageSet
+from bench.data.splits import drawn_test
 from bench.options import PositiveInt
-from bench.random import permutation
 
 SHA256 = "6ebb3d2fee246a4e99363262ddf8a00a3c41bee6014c373ed9d9216ba7f651b8"
 SIDE = 8
 CLASSES = 10
 INK = 16  # the most ink of a pixel: 0 to 16 becomes 0 to 255
-SPLIT_SEED = 0
 
 
 def read(*, side: PositiveInt, test: PositiveInt) -> ImageSet:
@@ -36,11 +35,7 @@ def read(*, side: PositiveInt, test: PositiveInt) -> ImageSet:
         raise DataError(f"{path} is damaged (its checksum is another); reinstall scikit-learn")
     numbers = np.loadtxt(io.BytesIO(text), delimiter=",").astype(np.int64)
     n = len(numbers)
-    if test >= n:
-        raise DataError(f"datasets: test wants fewer than the {n} digits, not {test}")
-    chosen = permutation(SPLIT_SEED, "split", np.arange(n))[n - test :]
-    marks = np.zeros(n, dtype=bool)
-    marks[chosen] = True
+    marks = drawn_test(n, test)
     images = np.rint(numbers[:, :-1] * 255 / INK).astype(np.uint8).reshape(n, SIDE, SIDE, 1)
     return ImageSet(from_arrays("digits", images, side), numbers[:, -1], marks, CLASSES)
 

