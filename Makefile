@@ -7,7 +7,7 @@ export PATH := $(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro report check format test test-all bench lock clean
+.PHONY: help setup repro report check format test test-slurm test-all bench lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -35,8 +35,11 @@ check: setup  ## lint, format and types
 format: setup  ## mend what lint and format can mend
 	@ruff check --fix . ; ruff format .
 
-test: setup  ## every test that takes less than a minute
-	@python -m pytest -m "not slow" -n 2 --dist loadfile
+test: setup  ## every test that takes less than a minute and needs no cluster
+	@python -m pytest -m "not slow and not slurm" -n 2 --dist loadfile
+
+test-slurm: setup  ## the tests on a real SLURM cluster, which they start (as root; Debian's slurm-wlm and munge)
+	@python -m pytest -m slurm -n 4 --dist worksteal tests/slurm
 
 test-all: setup  ## every test
 	@python -m pytest -n 2 --dist loadfile

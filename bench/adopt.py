@@ -33,7 +33,7 @@ def adopt(keys: Iterable[str], store: Store, here: Path = Path()) -> list[str]:
     adopted = []
     for key, files in _cached_cells(lock, _cache(here)):
         if key in wanted and all(path.is_file() for path in files.values()):
-            with store.lock(key, wait=True):
+            with store.holds.held(key):
                 if not store.has(key) and _publish(key, files, store):
                     adopted.append(key)
             wanted.discard(key)

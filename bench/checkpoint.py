@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.optim import Optimizer
 
-from bench.files import write_bytes
+from bench.files import checkpoint_path, checkpoint_steps, write_bytes
 
 KEPT = 2  # the newest, and one more should that be damaged
 
@@ -51,21 +51,18 @@ class Checkpoints:
 
     def save(self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Keep the state before `step`, and drop all but the newest `KEPT`."""
-        save_tensors(self.folder / f"checkpoint-{step:09d}.safetensors", tensors, dict(meta))
-        for old in self._files()[:-KEPT]:
-            old.unlink(missing_ok=True)
+        save_tensors(checkpoint_path(self.folder, step), tensors, dict(meta))
+        for old in checkpoint_steps(self.folder)[:-KEPT]:
+            checkpoint_path(self.folder, old).unlink(missing_ok=True)
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint that can be read, or None."""
-        for path in reversed(self._files()):
+        for step in reversed(checkpoint_steps(self.folder)):
             try:
-                return load_tensors(path)
+                return load_tensors(checkpoint_path(self.folder, step))
             except (OSError, ValueError, SafetensorError):
                 continue
         return None
-
-    def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("checkpoint-*.safetensors"))
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:

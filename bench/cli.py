@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.errors import BenchError
+from bench.launch.commands import add_commands
 
 if TYPE_CHECKING:
     from bench.plan import Plan
@@ -63,9 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         _repro,
         "compute what is missing, run the pipeline, compare with the committed reports",
     )
-    submit = add("submit", _submit, "compute every missing cell of the whole plan, side by side")
-    submit.add_argument("--cluster", choices=("local", "debug"), help="instead of params.yaml's")
-    submit.add_argument("--workers", type=_positive, help="cells side by side (default: the cores)")
+    add_commands(add)
     cells = add("cells", _cells, "list the plan's cells and which of them are computed")
     cells.add_argument("--missing", action="store_true", help="only those that are not")
     tune = add("tune", _tune, "compute the tuning trials on the validation part and write their table")
@@ -120,13 +119,6 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"wants 1 or more, not {value}")
-    return value
-
-
 def _repro(options: argparse.Namespace) -> None:
     """Everything, in child processes: each sets its pins before it imports torch."""
     from bench import params
@@ -143,38 +135,33 @@ def _repro(options: argparse.Namespace) -> None:
         "BENCH_SUBMISSION": f"{time.time_ns():x}",  # what fails in one part is not tried again in the next
     }
 
-    params.load(Path("params.yaml"))  # whatever is wrong with it is said before any work starts
+    settings = params.load(Path("params.yaml"))  # whatever is wrong with it is said before any work starts
     run("bench", "probe")
-    submitted = run("bench", "submit")
+    waits = getattr(settings.cluster, "wait", True)
+    submitted = run("bench", "submit", *(["--wait"] if waits else []))
     if submitted not in (0, CellsFailedError.status):
         sys.exit(submitted)
+    if not waits and _count_missing():
+        sys.exit("the jobs are queued; `make repro` again collects what they computed")
     if run("dvc", "repro", "--keep-going") or submitted:
         run("bench", "report", "--partial")
         sys.exit(f"not everything could be computed (see above); what is there is in {PARTIAL}/")
     sys.exit(run("bench", "compare"))
 
 
-def _planned() -> "tuple[Params, Plan]":
+def _count_missing() -> int:
+    from bench.store import Store
+
+    store = Store()
+    return sum(not store.has(cell.key) for cell in planned()[1].cells())
+
+
+def planned() -> "tuple[Params, Plan]":
     """params.yaml and its plan, every data set prepared."""
     from bench import params, plan
 
     settings = params.load(Path("params.yaml"))
     return settings, plan.make_plan(settings, plan.prepare_all(settings, MANIFESTS))
-
-
-def _submit(options: argparse.Namespace) -> None:
-    from bench.external import import_needed
-    from bench.launch import ensure
-    from bench.store import Store
-
-    settings, made = _planned()
-    changes = {"name": options.cluster, "workers": options.workers}
-    cluster = settings.cluster.model_copy(update={k: v for k, v in changes.items() if v})
-    store, cells = Store(), made.cells()
-    missing = sum(not store.has(cell.key) for cell in cells)
-    print(*made.remarks, f"{len(cells)} cells, {missing} to compute", sep="\n", file=sys.stderr)
-    import_needed(settings, cells, store)
-    ensure(cells, [], cluster, store)
 
 
 def _tune(options: argparse.Namespace) -> None:
@@ -190,7 +177,7 @@ def _cells(options: argparse.Namespace) -> None:
     from bench.store import Store
 
     store = Store()
-    for cell in _planned()[1].cells():
+    for cell in planned()[1].cells():
         state = "done" if store.has(cell.key) else "failed" if store.failure(cell.key) else "missing"
         if state != "done" or not options.missing:
             print(f"{cell.key}  {state:8}{cell.stage:10}{cell.label}")
@@ -206,11 +193,12 @@ def _report(options: argparse.Namespace) -> None:
     from bench.store import Store
 
     # from the store, not from the stages' outputs: DVC skips what depends on a stage that failed
-    (settings, made), store = _planned(), Store()
+    settings, made = planned()
+    store = Store()
     records = gather(report_plan(made, settings), lambda cell: store.path(cell["key"]))
     render(records, PARTIAL)
-    planned, missing = records.numbers["planned"], len(records.numbers["missing"])
-    print(f"{planned - missing} of {planned} cells in {PARTIAL}/")
+    count, missing = records.numbers["planned"], len(records.numbers["missing"])
+    print(f"{count - missing} of {count} cells in {PARTIAL}/")
 
 
 def _render(options: argparse.Namespace) -> None:
@@ -244,7 +232,7 @@ def _show(options: argparse.Namespace) -> None:
     from bench.show import describe
     from bench.store import Store
 
-    print(describe(find(_planned()[1], options.cell), Store()))
+    print(describe(find(planned()[1], options.cell), Store()))
 
 
 def _probe(options: argparse.Namespace) -> None:

@@ -1,18 +1,22 @@
 """Computing one cell: check that it is what was planned, run it, publish what it made."""
 
 import importlib
+import json
 import shutil
 import time
+import zlib
 
 from bench import numerics
 from bench.data.prepared import load
+from bench.distributed.world import World
 from bench.errors import BenchError
 from bench.evaluate import evaluate
 from bench.fingerprint import code_hash
 from bench.plan import Cell, code_modules, current_versions
-from bench.pretrain import pretrain
+from bench.pretrain import ALONE, ONE_KIND, pretrain
 from bench.probe import cached_probe
 from bench.progress import Reporter
+from bench.stop import Stop
 from bench.store import Store
 
 
@@ -20,8 +24,22 @@ class PlanIsStaleError(BenchError):
     """Code or packages that are no longer those that a cell's key stands for."""
 
 
-def compute(cell: Cell, store: Store, *, checkpoint_seconds: float) -> None:
-    """Compute a cell and publish it. The caller holds its lock.
+def compute(
+    cell: Cell,
+    store: Store,
+    *,
+    checkpoint_seconds: float,
+    stop: Stop | None = None,
+    world: World = ALONE,
+) -> None:
+    """Compute a cell and publish it. The caller holds it; of several processes, rank 0 does, and publishes.
+
+    Args:
+        cell: what is to be computed.
+        store: where it goes.
+        checkpoint_seconds: how often training saves its state.
+        stop: whether training is to save its state and end; other work it interrupts itself.
+        world: the processes that train the cell together.
 
     Raises:
         PlanIsStaleError: this process runs other code or packages than the key says.
@@ -30,21 +48,26 @@ def compute(cell: Cell, store: Store, *, checkpoint_seconds: float) -> None:
     config = cell.config
     numerics.require(config["numerics"], config["threads"], config["device"])
     _check_is_current(cell)
-    environment = {**numerics.environment(), "probe": cached_probe(store.root), "started": time.time()}
+    probe = cached_probe(store.root)
+    world.demand_equal("the numerics probe", zlib.crc32(json.dumps(probe).encode()), ONE_KIND)
+    environment = {**numerics.environment(), "probe": probe, "started": time.time()}
     images = load(cell.manifest)
-    running = store.running(cell.key)
-    folder = running / "publish"
-    shutil.rmtree(folder, ignore_errors=True)  # what a killed process had half written
-    folder.mkdir(parents=True)
+    folder = store.running(cell.key) / "publish"
+    if world.rank == 0:
+        shutil.rmtree(folder, ignore_errors=True)  # what a killed process had half written
+        folder.mkdir(parents=True)
     if cell.stage == "pretrain":
-        reporter = Reporter(store, cell.key)
-        pretrain(config, images, running, folder, checkpoint_seconds=checkpoint_seconds, report=reporter)
+        stop, running, report = stop or Stop(), store.running(cell.key), Reporter(store, cell.key)
+        with stop.patiently():
+            seconds = checkpoint_seconds
+            pretrain(config, images, running, folder, checkpoint_seconds=seconds, report=report, stop=stop, world=world)
     else:
         source = store.path(cell.needs) if cell.needs is not None else None
         targets = {name: load(manifest) for name, manifest in cell.manifest.get("targets", {}).items()}
         evaluate(config, images, targets, source, folder)
-    environment["seconds"] = time.time() - environment["started"]
-    store.publish(cell.key, config, folder, environment)
+    if world.rank == 0:
+        environment |= {"seconds": time.time() - environment["started"], "processes": world.size}
+        store.publish(cell.key, config, folder, environment)
 
 
 def _check_is_current(cell: Cell) -> None:

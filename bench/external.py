@@ -331,7 +331,7 @@ def ensure(cells: Sequence[Cell], store: Store) -> None:
     for i, cell in enumerate(cells, 1):
         if damage := store.set_aside_if_damaged(cell.key):
             _say(f"{cell.label}: {damage} and computed again")
-        with store.lock(cell.key, wait=True):
+        with store.holds.held(cell.key):
             if store.has(cell.key):
                 continue
             try:

@@ -41,7 +41,7 @@ def demand_writable(folder: Path, mend: str) -> None:
     probe = folder / f".write-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
+        probe.write_bytes(bytes(4096))  # a full disk still takes an empty file
         probe.unlink()
     except OSError as error:
         raise UnwritableError(f"{folder} cannot be written ({error.strerror}); {mend}") from None
@@ -77,3 +77,13 @@ def sha256(path: Path) -> str:
     """The checksum of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the state of a run before a step is kept."""
+    return folder / f"checkpoint-{step:09d}.safetensors"
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """The steps whose states are kept in a folder, in order."""
+    return sorted(int(path.stem.partition("-")[2]) for path in folder.glob("checkpoint-*.safetensors"))

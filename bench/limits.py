@@ -36,16 +36,28 @@ def check_pretraining(params: Params, manifest: Mapping[str, Any], method: str) 
 
 
 def left_out(params: Params, manifests: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A line for each method of whose epochs one row is left out: a last batch of one has no batch statistics."""
+    """A line for each method of whose epochs rows are left out though short last batches are kept.
+
+    A last batch of one has no batch statistics; of another, its shards share as many rows as they can evenly.
+    """
     rows = _training_rows(params, manifests[params.data.name])
     lines = []
     for method in params.methods:
         training = params.training_of(method)
         trains = METHODS.component(method).constant("trains", True)
-        if trains and training.last_batch == "keep" and rows % training.batch == 1:
+        if not trains or training.last_batch != "keep":
+            continue
+        short = rows % training.batch
+        lost = short % training.shards
+        what = f"{method}: {rows} training images in batches of {training.batch} leave"
+        if training.shards == 1 and short == 1:
             lines.append(
-                f"{method}: {rows} training images in batches of {training.batch} leave one; the last image of each "
-                "epoch's order is left out, since a batch of one has no statistics"
+                f"{what} one; the last image of each epoch's order is left out, since a batch of one has no statistics"
+            )
+        elif lost:
+            lines.append(
+                f"{what} {short}, which {training.shards} shards cannot share evenly; the last {lost} of each epoch's "
+                "order are left out"
             )
     return lines
 
@@ -81,7 +93,7 @@ def _training_rows(params: Params, manifest: Mapping[str, Any]) -> int:
 
 def _check_rows(params: Params, manifest: Mapping[str, Any], method: str, training: Training) -> None:
     rows = _training_rows(params, manifest)
-    if rows < (2 if training.last_batch == "keep" else training.batch):
+    if rows < (max(2, training.shards) if training.last_batch == "keep" else training.batch):
         raise LimitError(
             f"{method}: batch {training.batch} is more than the {rows} training images of "
             f"{params.data.name}; lower training.{method}.batch or raise data.fraction"

@@ -4,6 +4,7 @@ Every error names the key, the value given, what is allowed and, for a name, its
 """
 
 import itertools
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +14,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError, create_model
 
+from bench.cluster import Cluster
 from bench.data import READERS
 from bench.encoders import ENCODERS
 from bench.errors import BenchError
@@ -21,7 +23,8 @@ from bench.methods import METHODS
 from bench.options import AsManyAs, AtMost, Distinct, NamesDataSets, Ordered
 from bench.refusals import refusals
 from bench.registry import Component, Registry, nearest_hint
-from bench.settings import Params, Strict, Training
+from bench.settings import Params, Training
+from bench.strict import Strict
 from bench.yaml12 import parse
 
 
@@ -79,18 +82,36 @@ def _set(raw: dict[str, Any], path: str, value: Any, where: str) -> None:
 
 
 def load(path: Path) -> Params:
-    """Read and check params.yaml.
+    """Read and check params.yaml; its section `cluster` is that of the file BENCH_CLUSTER names, where it names one.
 
     Raises:
-        ParamsError: the file is absent or holds anything unknown, missing, ill-typed or out of bounds.
+        ParamsError: a file is absent or holds anything unknown, missing, ill-typed or out of bounds.
     """
     if not path.is_file():
         raise ParamsError(f"no {path}; run in a folder that holds a params.yaml")
+    params = check(_parsed(path), path.name)
+    own = os.environ.get("BENCH_CLUSTER")
+    return params.model_copy(update={"cluster": _load_cluster(Path(own))}) if own else params
+
+
+class _ClusterFile(Strict):
+    cluster: Cluster
+
+
+def _load_cluster(path: Path) -> Cluster:
+    if not path.is_file():
+        raise ParamsError(f"BENCH_CLUSTER: no {path}; it wants a file that holds a section `cluster`")
     try:
-        raw = parse(path.read_text(encoding="utf-8"))
+        return _ClusterFile.model_validate(_parsed(path)).cluster
+    except ValidationError as error:
+        raise ParamsError("\n".join(f"{path}: {line}" for line in refusals(error, _ClusterFile))) from None
+
+
+def _parsed(path: Path) -> Any:
+    try:
+        return parse(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ParamsError(f"{path}: {error}") from None
-    return check(raw, path.name)
 
 
 def check(raw: Any, name: str = "params.yaml") -> Params:
@@ -255,6 +276,13 @@ def _training_checks(p: Params) -> Iterator[str]:
         if late:
             place = where if own & {"snapshots", "epochs"} else "defaults"
             yield f"{place}.snapshots: {late} come after the last epoch, {training.epochs}"
+        shards, batch = training.shards, training.batch
+        if batch % shards or batch < 2 * shards:
+            place = where if own & {"shards", "batch"} else "defaults"
+            yield (
+                f"{place}.shards: {shards} cannot share a batch of {batch} evenly, two rows or more each; "
+                f"use a divisor of {batch} up to {batch // 2}, or another batch"
+            )
 
 
 def json_schema() -> dict[str, Any]:

@@ -5,6 +5,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,18 @@ from bench.checkpoint import (
 )
 from bench.data.source import DataError, ImageSet
 from bench.data.splits import split
-from bench.errors import BenchError
+from bench.distributed.sharded import Sharded, embed
+from bench.distributed.shards import Shards
+from bench.distributed.world import World
+from bench.errors import BenchError, StoppedError
 from bench.features import STATE, extract
 from bench.files import write_text
 from bench.methods.base import Batch, Progress
 from bench.optim import build, drop_frozen_gradients, learning_rate, scaled, set_learning_rate
 from bench.random import Address, derive, permutation
 
-SHARD = 0  # the only one until distributed training is built
+ALONE = World.alone()
+ONE_KIND = "their machines compute differently; use nodes of one kind, with the same packages"
 Report = Callable[[int, int], None]
 
 
@@ -48,6 +53,12 @@ class Trainer:
         checkpoints: where the run's state is kept, and resumed from.
         checkpoint_seconds: how often; 0 is after every step.
         report: called with (steps done, steps) as training goes on.
+        stop: asked after every step; once it says so, to any of the processes, the state is saved and training ends
+            with StoppedError.
+        world: the processes that train the cell together; rank 0 alone writes and reports.
+
+    Raises:
+        DistributedError: the processes cannot share the cell's shards.
     """
 
     def __init__(
@@ -58,9 +69,13 @@ class Trainer:
         *,
         checkpoint_seconds: float = 60.0,
         report: Report = lambda step, steps: None,
+        stop: Callable[[], bool] = lambda: False,
+        world: World = ALONE,
     ):
-        self.config, self.checkpoints, self.report = config, checkpoints, report
+        self.config, self.checkpoints, self.report, self.stop = config, checkpoints, report, stop
         self.training = config["training"] or {}
+        self.world = world
+        self.shards = Shards(self.training.get("shards", world.size), world)  # a method that does not train has none
         self.checkpoint_seconds = checkpoint_seconds
         data = config["data"]
         self.ids = split(images, validation=data["validation"], fraction=data["fraction"]).train
@@ -78,6 +93,8 @@ class Trainer:
         Raises:
             TrainingError: the loss is not finite.
             DataError: fewer images than a batch.
+            StoppedError: `stop` said so.
+            DistributedError: a process is gone, or its machine computes differently.
         """
         if not self.method.trains:
             return
@@ -85,9 +102,12 @@ class Trainer:
         saved = self.checkpoints.newest()
         if saved is not None:
             self._restore(saved)
+        self.world.demand_equal("the step to go on from", self.step, "put the store where all nodes see the same files")
+        self.world.demand_same("the state they start from", self.method.state_dict(), ONE_KIND)
         self._last_saved = time.monotonic()
         while self.step < self.steps:
             self._run_epoch(*divmod(self.step, self.per_epoch))
+        self.world.demand_same("the state they end with", self.method.state_dict(), ONE_KIND)
         # a loss is checked before its step, so what the last step did is checked here
         broken = [n for n, t in self.method.state_dict().items() if not t.isfinite().all()]
         if broken:
@@ -101,8 +121,11 @@ class Trainer:
         )
         if rows < batch and not keep:
             raise DataError(f"batch: {batch} is more than the {rows} training images; lower it")
-        # a last batch of one row has no batch statistics, so it is left out even where short ones stay
-        self.per_epoch = rows // batch + (keep and rows % batch > 1)
+        # a last batch of one row has no batch statistics, so it is left out even where short ones stay; rows that
+        # the shards cannot share evenly are left out of it
+        short = self.shards.usable(rows % batch)
+        self.per_epoch = rows // batch + (keep and short > 1)
+        self.per_epoch_rows = rows - rows % batch + short
         self.steps = self.per_epoch * self.training["epochs"]
         self.optimizer = build(self.method, self.method.parameter_groups(), self.training["optimizer"])
 
@@ -118,12 +141,13 @@ class Trainer:
         seen = _occurrences(rows)
         size = self.training["batch"]
         for position in range(done, self.per_epoch):
-            chosen = slice(position * size, (position + 1) * size)
+            chosen = slice(position * size, min((position + 1) * size, self.per_epoch_rows))
             self._run_step(self._batch(rows[chosen], seen[chosen], epoch))
             if position + 1 == self.per_epoch:
                 self._close_epoch(epoch)
             self._maybe_save()
-            self.report(self.step, self.steps)
+            if self.world.rank == 0:
+                self.report(self.step, self.steps)
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         own = self.method.order(epoch)
@@ -135,11 +159,12 @@ class Trainer:
 
     def _batch(self, rows: NDArray[np.int64], seen: NDArray[np.int64], epoch: int) -> Batch:
         device = self.config["device"]
-        address = Address(self.config["seed"], "views", self.ids[rows], epoch, seen)
         index = torch.from_numpy(rows)
-        views = make_views(self.training["recipe"], self.images[index].to(device), address)
+        # each shard in memory of its own, whatever else this process holds: where rows lie may choose a kernel
+        parts = [self._views(rows[cut], seen[cut], epoch) for cut in self.shards.cuts(len(rows))]
+        sharded = self.shards.count > 1
         return Batch(
-            views=views,
+            views=[Sharded(list(view)) for view in zip(*parts, strict=True)] if sharded else parts[0],
             index=index.to(device),
             labels=self.labels[index].to(device),
             occurrence=torch.from_numpy(seen).to(device),
@@ -147,15 +172,25 @@ class Trainer:
             step=self.step,
         )
 
+    def _views(self, rows: NDArray[np.int64], seen: NDArray[np.int64], epoch: int) -> list[Tensor]:
+        address = Address(self.config["seed"], "views", self.ids[rows], epoch, seen)
+        images = self.images[torch.from_numpy(rows)].to(self.config["device"])
+        return make_views(self.training["recipe"], images, address)
+
+    def _embed(self, batch: Batch) -> dict[str, Tensor]:
+        seed = partial(derive, self.config["seed"], "torch", self.step)  # of a shard
+        torch.manual_seed(seed(0))
+        half = self.training["precision"] == "bf16"
+        with torch.autocast(torch.device(self.config["device"]).type, torch.bfloat16, enabled=half):
+            return self.method.embed(batch) if self.shards.count == 1 else embed(self.shards, self.method, batch, seed)
+
     def _run_step(self, batch: Batch) -> None:
         rate = self._rate()
         set_learning_rate(self.optimizer, rate)
-        torch.manual_seed(derive(self.config["seed"], "torch", self.step, SHARD))
-        half = self.training["precision"] == "bf16"
-        with torch.autocast(torch.device(self.config["device"]).type, torch.bfloat16, enabled=half):
-            e = self.method.embed(batch)
+        e = self._embed(batch)
         loss, logs = self.method.loss(e, batch)
         value = loss.item()
+        self.world.demand_equal(f"the loss at step {self.step}", value, ONE_KIND)
         if not math.isfinite(value):
             raise TrainingError(
                 f"the loss is {value} at step {self.step} of {self.steps} (epoch {batch.epoch}), "
@@ -190,14 +225,14 @@ class Trainer:
         line |= {name: total / self.per_epoch for name, total in self.sums.items()}
         chance = self.method.chance(self.training["batch"])
         self.history.append(line if chance is None else line | {"chance": chance})
-        if epoch + 1 in self.training["snapshots"]:
+        if epoch + 1 in self.training["snapshots"] and self.world.rank == 0:
             save_tensors(self.snapshot_path(epoch + 1), self.method.state_dict())
 
     def gallery(self, count: int) -> dict[str, Tensor]:
         """Images evenly spaced over the training subset and their views in epoch 0, (n, h, w, c) bytes."""
         rows = np.arange(count) * len(self.ids) // count
-        shown = self._batch(rows, np.zeros(count, dtype=np.int64), 0)
-        views = {f"view{i}": (x.permute(0, 2, 3, 1) * 255).round().byte() for i, x in enumerate(shown.views)}
+        shown = self._views(rows, np.zeros(count, dtype=np.int64), 0)
+        views = {f"view{i}": (x.permute(0, 2, 3, 1) * 255).round().byte() for i, x in enumerate(shown)}
         return {"image": self.images[torch.from_numpy(rows)], **views}
 
     def snapshot_path(self, epoch: int) -> Path:
@@ -205,12 +240,18 @@ class Trainer:
         return self.checkpoints.folder / f"snapshot-{epoch:05d}.safetensors"
 
     def _maybe_save(self) -> None:
-        due = time.monotonic() - self._last_saved >= self.checkpoint_seconds
-        if due and self.step < self.steps:
+        if self.step == self.steps:
+            return
+        stopping = self.world.any(self.stop())
+        due = stopping or time.monotonic() - self._last_saved >= self.checkpoint_seconds
+        if due and self.world.rank == 0:
             method = {f"method.{name}": t for name, t in self.method.state_dict().items()}
             meta = {"step": self.step, "history": self.history, "sums": self.sums}
             self.checkpoints.save(self.step, method | optimizer_tensors(self.optimizer), meta)
             self._last_saved = time.monotonic()
+        if stopping:
+            self.world.any(False)  # the others may end only once rank 0 has saved
+            raise StoppedError(f"stopped at step {self.step} of {self.steps}")
 
     def _restore(self, saved: Checkpoint) -> None:
         method = {k.removeprefix("method."): t for k, t in saved.tensors.items() if k.startswith("method.")}
@@ -233,13 +274,25 @@ def pretrain(
     *,
     checkpoint_seconds: float,
     report: Report,
+    stop: Callable[[], bool],
+    world: World = ALONE,
 ) -> None:
-    """Train a cell, from its newest checkpoint in `running`, and write its files to `folder`.
+    """Train a cell, from its newest checkpoint in `running`, and let rank 0 write its files to `folder`.
 
     They are the method's whole state, the history, snapshots, and a few images as the recipe shows them.
     """
-    trainer = Trainer(config, images, Checkpoints(running), checkpoint_seconds=checkpoint_seconds, report=report)
+    trainer = Trainer(
+        config,
+        images,
+        Checkpoints(running),
+        checkpoint_seconds=checkpoint_seconds,
+        report=report,
+        stop=stop,
+        world=world,
+    )
     trainer.run()
+    if world.rank > 0:
+        return
     save_tensors(folder / STATE, trainer.method.state_dict())
     write_text(folder / HISTORY, "".join(json.dumps(line) + "\n" for line in trainer.history))
     for snapshot in sorted(running.glob("snapshot-*.safetensors")):

@@ -7,23 +7,19 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Interval, Len, MinLen
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from bench.cluster import Cluster
 from bench.options import Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt
+from bench.strict import Strict
 
 Range = Annotated[list[float], Len(2, 2)]
 Scaling = Literal["none", "linear", "sqrt"]  # of lr with the batch: not, times batch / 256, times sqrt(batch)
-
-
-class Strict(BaseModel):
-    """Frozen, and no key beyond the declared ones."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Dataset(Strict):
     """An image set that `prepare` makes ready."""
 
     reader: str
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 class Data(Strict):
@@ -237,7 +233,7 @@ class Training(Strict):
     numerics: Literal["portable", "native"]
     device: Literal["cpu", "cuda"]
     threads: PositiveInt
-    shards: Literal[1]  # until distributed training is built
+    shards: PositiveInt
     snapshots: list[PositiveInt]
 
     @model_validator(mode="after")
@@ -268,14 +264,6 @@ class Tuning(Strict):
         if len(set(counts.values())) > 1:
             raise ValueError(f"every method wants the same number of trials, not {counts}")
         return self
-
-
-class Cluster(Strict):
-    """How cells are run; never part of a key."""
-
-    name: Literal["local", "debug"]
-    workers: PositiveInt | None
-    checkpoint_seconds: NonNegative
 
 
 class Checkpoint(Strict):

@@ -7,14 +7,12 @@ one needs to go on; `failed/<key>.json` why one could not be computed; `locks/` 
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from bench.files import checkout, demand_writable, read_json, sha256, write_json
+from bench.files import checkout, checkpoint_steps, demand_writable, read_json, sha256, write_json
+from bench.holds import Holds
 
 CELL = "cell.json"
 ENVIRONMENT = "environment.json"
@@ -25,6 +23,7 @@ class Store:
 
     def __init__(self, root: Path | None = None):
         self.root = (root or Path(os.environ.get("BENCH_STORE") or checkout() / "work")).resolve()
+        self.holds = Holds(self.root / "locks")
 
     def check(self) -> None:
         """Raise UnwritableError where a folder cannot be written."""
@@ -40,6 +39,10 @@ class Store:
         folder = self.root / "running" / key
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def step(self, key: str) -> int:
+        """The step of an unfinished cell's newest checkpoint; 0 where there is none."""
+        return max(checkpoint_steps(self.root / "running" / key), default=0)
 
     def has(self, key: str) -> bool:
         """Whether a cell is finished."""
@@ -65,28 +68,13 @@ class Store:
         """
         if not self.path(key).exists() or not self.damaged(key):
             return None
-        with self.lock(key, wait=True):  # another process may just have mended it
+        with self.holds.held(key):  # another process may just have mended it
             if not self.path(key).exists() or not (names := self.damaged(key)):
                 return None
             target = self.root / "damaged" / f"{key}-{time.time_ns():x}"
             target.parent.mkdir(parents=True, exist_ok=True)
             self.path(key).rename(target)
         return f"{', '.join(names)} damaged; moved to {target}"
-
-    @contextmanager
-    def lock(self, key: str, *, wait: bool) -> Iterator[bool]:
-        """Hold a cell; gives False at once where another process holds it and `wait` is False."""
-        (self.root / "locks").mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.root / "locks" / f"{key}.lock")
-        try:
-            lock.acquire(timeout=-1 if wait else 0)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
 
     def publish(self, key: str, config: Mapping[str, Any], folder: Path, environment: Mapping[str, Any]) -> None:
         """Make a finished cell of a folder's files, by one rename, and drop what it needed to run.

@@ -120,7 +120,7 @@ ALL = everything_of(*TRAINED) | {f"raw_pixels {p}" for p in OF_PIXELS}
         ("bench/numerics.py", ALL),
         ("bench/exhibits/main_table.py", set()),
         ("bench/report.py", set()),
-        ("bench/launch.py", set()),
+        ("bench/launch/worker.py", set()),
         ("bench/store.py", set()),
         ("bench/plan.py", set()),
         ("bench/cli.py", set()),

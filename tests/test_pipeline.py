@@ -59,7 +59,7 @@ def test_a_clean_checkout_makes_the_same_bytes_again(done):
 def test_dvc_alone_in_one_process_gives_the_same_lock_and_cells_as_submitting_first(done, tmp_path):
     alone = Workspace(tmp_path)
     alone.edit(PARAMS, "name: local", "name: debug")
-    alone.edit(PARAMS, "workers: null", "workers: 1")
+    alone.edit(PARAMS, "  workers: null", "  # workers: null")
     # the plan does not see the cluster, but its file is a dependency: only that line of the lock differs
     alone.run("dvc", "repro")
     assert alone.results() == done.results()

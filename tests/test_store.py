@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from bench.cluster import Debug
 from bench.files import UnwritableError, write_bytes, write_json
-from bench.launch import CellsFailedError, MixedNumericsError, ensure, work
+from bench.launch import CellsFailedError, ensure
+from bench.launch.submission import MixedNumericsError
+from bench.launch.worker import Worker
 from bench.plan import Cell
-from bench.settings import Cluster
 from bench.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,23 +62,25 @@ def test_damage_to_a_finished_cell_is_seen(tmp_path, harm):
     assert store.damaged("k") == ["record.json"]
 
 
-def test_a_lock_is_held_by_one_process_and_freed_when_it_dies(tmp_path):
+def test_a_cell_is_held_by_one_process_and_freed_when_it_dies(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from bench.store import Store\n"
-        "with Store(Path(sys.argv[1])).lock('k', wait=False) as held:\n"
-        "    print(held, flush=True); time.sleep(60)"
+        "held = Store(Path(sys.argv[1])).holds.take('k')\n"
+        "print(held is not None, flush=True); time.sleep(60)"
     )
     store = Store(tmp_path)
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     with holder:
         assert holder.stdout is not None
         assert holder.stdout.readline().strip() == "True"
-        with store.lock("k", wait=False) as held:
-            assert not held
+        assert store.holds.take("k") is None
+        assert store.holds.holder("k") is not None
         holder.kill()
         holder.wait()
-        with store.lock("k", wait=True) as held:
-            assert held
+        assert store.holds.holder("k") is None
+        taken = store.holds.take("k")
+        assert taken is not None
+        taken.release()
 
 
 def test_a_store_that_cannot_be_written_is_an_error_that_says_how_to_mend_it():
@@ -102,7 +106,7 @@ def cell(key: str, needs: str | None = None) -> Cell:
 
 
 def test_a_failed_cell_names_its_reason_and_fails_what_needs_it(tmp_path):
-    store, cluster = Store(tmp_path), Cluster(name="debug", workers=None, checkpoint_seconds=0)
+    store, cluster = Store(tmp_path), Debug(checkpoint_seconds=0)
     with pytest.raises(CellsFailedError) as caught:
         ensure([cell("aa"), cell("bb", needs="aa")], [], cluster, store)
     message = str(caught.value)
@@ -115,8 +119,9 @@ def test_a_cell_whose_process_dies_is_failed_after_two_starts_and_stops_no_other
     store = Store(tmp_path)
     listed = tmp_path / "submission" / "cells.json"
     write_json(listed, [asdict(cell("aa"))])
-    (listed.parent / "aa.starts").write_bytes(b"..")
-    work(listed, tmp_path, 0.0)
+    cut_off = {"starts": 2, "deaths": 1, "stops": 0, "step": 0, "ended": False}
+    write_json(listed.parent / "aa.starts", cut_off)
+    Worker(listed, tmp_path, 0.0)()
     failure = store.failure("aa")
     assert failure is not None
     assert "died 2 times" in failure["error"]
@@ -153,14 +158,14 @@ def test_a_cell_folder_that_is_not_whole_is_set_aside(tmp_path):
 def test_an_evaluation_whose_encoder_is_nowhere_fails_instead_of_waiting_for_ever(tmp_path):
     listed = tmp_path / "submission" / "cells.json"
     write_json(listed, [asdict(cell("bb", needs="zz"))])
-    work(listed, tmp_path, 0.0)
+    Worker(listed, tmp_path, 0.0)()
     failure = Store(tmp_path).failure("bb")
     assert failure is not None
     assert "neither computed nor planned" in failure["error"]
 
 
 def test_cells_of_several_numerics_cannot_share_one_process(tmp_path):
-    cluster = Cluster(name="debug", workers=None, checkpoint_seconds=0)
+    cluster = Debug(checkpoint_seconds=0)
     other = cell("bb")
     native = replace(other, config=other.config | {"numerics": "native"})
     with pytest.raises(MixedNumericsError, match="use cluster: local"):

@@ -93,7 +93,10 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def embed(self, batch: Batch) -> dict[str, Tensor]:
-        """Everything the loss needs that depends on parameters; each tensor has a row per image."""
+        """Everything the loss needs that depends on parameters; each tensor has a row per image.
+
+        With several shards each operation runs on one of them at a time, but for batch normalisation.
+        """
 
     @abstractmethod
     def loss(self, e: dict[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, float]]:

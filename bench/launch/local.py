@@ -1,0 +1,68 @@
+"""Cells on the cores of this machine, a worker for each slot, through submitit."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bench import numerics
+from bench.cluster import Local
+from bench.launch.bar import Bar
+from bench.launch.submission import CELLS, by_environment, new_submission
+from bench.launch.worker import Worker, fail, say, settled, starts
+from bench.plan import Cell
+from bench.registry import ROOT
+from bench.store import Store
+
+POLL_SECONDS = 0.2
+FOREVER_MINUTES = 60 * 24 * 365  # submitit's local executor stops a job after two minutes by default
+
+
+def run_locally(cells: Sequence[Cell], plan: Callable[[], list[Cell]], cluster: Local, store: Store) -> None:
+    """Compute cells; workers that died are replaced, as long as new ones start a cell."""
+    with Bar(cells, store) as bar:
+        for (kind, threads, device), group in by_environment(cells).items():
+            numerics.pin(kind, threads)
+            folder = new_submission(group, store)
+            slots = min(len(group), cluster.workers or max(1, cores() // threads))
+            gpus = 1 if device == "cuda" else 0
+            begun, broken = -1, None
+            while begun < starts(folder) and not all(settled(c, store) for c in group):
+                begun = starts(folder)
+                broken = _work(Worker(folder / CELLS, store.root, cluster.checkpoint_seconds), slots, gpus, bar)
+            for cell in group:
+                if not settled(cell, store):
+                    fail(cell, store, broken or "no worker could start", str(folder))
+        bar.refresh()
+
+
+def _work(worker: Worker, slots: int, gpus: int, bar: Bar) -> str | None:
+    """Run workers until all have ended; gives what broke one, if anything did."""
+    import submitit
+
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if str(ROOT) not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, paths)])
+    executor = submitit.LocalExecutor(Path(worker.listed).parent)
+    executor.update_parameters(timeout_min=FOREVER_MINUTES, gpus_per_node=gpus)
+    jobs = [executor.submit(worker.serving(os.getpid())) for _ in range(slots)]
+    try:
+        while not all([job.done() for job in jobs]):
+            bar.refresh()
+            time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        for job in jobs:
+            job.cancel()
+        say("interrupted; the same command goes on from the newest checkpoints")
+        raise
+    bar.refresh()
+    # a cell's own error is in the store; what is left here broke the worker itself
+    errors = [job.exception() for job in jobs if job.paths.result_pickle.exists()]
+    return next((str(error).strip().rpartition("\n")[2] for error in errors if error), None)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

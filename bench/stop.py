@@ -1,0 +1,48 @@
+"""Being asked to stop: by a cluster's signals, or because another process has taken the work over."""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from bench.errors import StoppedError
+
+
+class Stop:
+    """Whether work is to end: says so when it is called, and interrupts what does not run `patiently`."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self.patient = False
+        self.lost: Callable[[], bool] = lambda: False
+
+    def __call__(self) -> bool:
+        return self.signal is not None or self.lost()
+
+    @contextmanager
+    def patiently(self) -> Iterator[None]:
+        """Leave it to the work in this context to ask often enough, and to save its state before it ends."""
+        self.patient = True
+        try:
+            yield
+        finally:
+            self.patient = False
+
+    def listen(self, grace: float, leave: Callable[[], None]) -> None:
+        """Heed SIGTERM and SIGUSR2; call `leave` where the work has not ended `grace` seconds after the first."""
+
+        def heard(number: int, frame: FrameType | None) -> None:
+            if self.signal is not None:
+                return
+            self.signal = number
+            print(f"{signal.Signals(number).name}: saving and leaving", file=sys.stderr, flush=True)
+            timer = threading.Timer(grace, leave)
+            timer.daemon = True
+            timer.start()
+            if not self.patient:
+                raise StoppedError("left")
+
+        signal.signal(signal.SIGTERM, heard)
+        signal.signal(signal.SIGUSR2, heard)
