@@ -6,10 +6,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.neighbors import KNeighborsClassifier
 
 from bench.evaluators.base import EvaluationData, Labelled
-from bench.evaluators.knn import evaluate, knn_predict
+from bench.evaluators.knn import evaluate, knn_predict, nearest_rows
 from bench.features import Trained
 
 
@@ -142,6 +143,44 @@ def test_chunks_change_no_prediction(chunk, monkeypatch):
     monkeypatch.setattr("bench.evaluators.knn.CHUNK", chunk)
     for data, whole in zip((REALS, tied), wholes, strict=True):
         assert torch.equal(knn_predict(*data, 9, 0.2, 7), whole)
+
+
+def nearest_in_double(bank, queries, k):
+    """Every cosine in double precision, rounded; of equals the lower row first."""
+    cosines = F.normalize(queries.double(), dim=1) @ F.normalize(bank.double(), dim=1).mT
+    cosines = cosines.round(decimals=12)
+    rows = cosines.argsort(dim=1, descending=True, stable=True)[:, :k]
+    return rows, cosines.gather(1, rows)
+
+
+# case: bank and queries; single precision tells apart all of the rows, some, or none
+BANKS = {
+    "apart": (reals(2_000, 8, 6), reals(30, 8, 7)),
+    "often_equal": (integers(2_000, 4, 8).float(), integers(30, 4, 9).float()),
+    "nearly_equal": (1 + 1e-4 * reals(2_000, 8, 10).double(), 1 + 1e-4 * reals(30, 8, 11).double()),
+    "far_apart_but_for_a_hundred": (
+        torch.cat([reals(1_900, 8, 12).double(), reals(1, 8, 13) + 1e-9 * reals(100, 8, 14).double()]),
+        torch.cat([reals(15, 8, 13).double(), reals(15, 8, 15).double()]),
+    ),
+    "all_equal": (torch.ones(2_000, 8), torch.ones(30, 8)),
+}
+
+
+@pytest.mark.parametrize("k", [1, 20, 200, 1_990])
+@pytest.mark.parametrize("name", BANKS)
+def test_the_nearest_rows_are_those_of_double_precision(name, k):
+    rows, cosines = nearest_rows(*BANKS[name], k)
+    wanted, known = nearest_in_double(*BANKS[name], k)
+    assert torch.equal(rows, wanted)
+    torch.testing.assert_close(cosines, known, rtol=0, atol=1e-11)
+
+
+def test_the_nearest_of_few_are_the_first_of_many():
+    rows, cosines = nearest_rows(*BANKS["often_equal"], 200)
+    for k in (1, 20, 199):
+        few, similar = nearest_rows(*BANKS["often_equal"], k)
+        assert torch.equal(few, rows[:, :k])
+        assert torch.equal(similar, cosines[:, :k])
 
 
 @pytest.mark.parametrize("queries", [0, 1])

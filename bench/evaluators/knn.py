@@ -15,6 +15,8 @@ from bench.options import Places, Positive, RowCounts
 
 CHUNK = 512  # queries at a time, so that the similarities of large sets are never all in memory
 DIGITS = 12  # similarities that agree to so many decimals are ties, whatever order they were summed in
+SPARE = 60  # candidates beyond the k rows that are wanted
+ENTRIES = 2**24  # of the candidates' features at a time
 
 
 def evaluate(
@@ -37,8 +39,9 @@ def evaluate(
     metrics, arrays = {}, {}
     for place in (place for place in at if place in trained.places):
         rows, queries = (trained.features(part.images, place) for part in (bank, data.query))
+        nearest, similarities = nearest_rows(rows, queries, max(k))  # of fewer rows, the first ones
         for each in k:
-            predicted = knn_predict(rows, bank.labels, queries, each, temperature, data.classes)
+            predicted = _vote(similarities[:, :each], bank.labels[nearest[:, :each]], temperature, data.classes)
             name = f"k{each}" if place == "h" else f"{place}_k{each}"
             metrics[f"top1_{name}"] = top1(predicted, data.query.labels)
             arrays[f"predicted_{name}"] = predicted.cpu().numpy()
@@ -69,21 +72,65 @@ def knn_predict(
     Raises:
         ValueError: k is not in 1..n, the temperature not positive, or a label out of range.
     """
-    if not 1 <= k <= len(bank):
-        raise ValueError(f"k wants 1 to the bank's {len(bank)} rows, not {k}")
     if not temperature > 0:
         raise ValueError(f"temperature wants a positive number, not {temperature}")
     if not 0 <= int(bank_labels.min()) <= int(bank_labels.max()) < classes:
         raise ValueError(f"labels want 0 to {classes - 1}")
+    rows, similarities = nearest_rows(bank, queries, k)
+    return _vote(similarities, bank_labels[rows], temperature, classes)
+
+
+def nearest_rows(
+    bank: Float[Tensor, "n d"], queries: Float[Tensor, "q d"], k: int
+) -> tuple[Int[Tensor, "q k"], Float[Tensor, "q k"]]:
+    """The k most similar rows of each query, nearest first, and their cosines; of equally similar ones the lower first.
+
+    Cosines are those of double precision, rounded to `DIGITS`; single precision, several times as fast, only says
+    which rows they need not be computed for.
+
+    Args:
+        bank: (n, d), normalised here.
+        queries: (q, d), normalised here.
+        k: how many.
+
+    Raises:
+        ValueError: k is not in 1..n, or features are not finite.
+    """
+    if not 1 <= k <= len(bank):
+        raise ValueError(f"k wants 1 to the bank's {len(bank)} rows, not {k}")
     if not (bank.isfinite().all() and queries.isfinite().all()):
         raise ValueError("features hold values that are not finite")
-    rows = F.normalize(bank.double(), dim=1)
-    chunks = F.normalize(queries.double(), dim=1).split(CHUNK)
-    return torch.cat([_vote(c @ rows.mT, bank_labels, k, temperature, classes) for c in chunks])
+    rows, wanted = F.normalize(bank.double(), dim=1), F.normalize(queries.double(), dim=1)
+    coarse = rows.float()
+    found = [_nearest(rows, coarse, chunk, k) for chunk in wanted.split(CHUNK)]
+    return torch.cat([r for r, _ in found]), torch.cat([s for _, s in found])
 
 
-def nearest_rows(similarity: Float[Tensor, "q n"], k: int) -> Int[Tensor, "q k"]:
-    """The k most similar rows of each query, nearest first; of equally similar ones the lower row first."""
+def _nearest(rows: Tensor, coarse: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    n, d = rows.shape
+    count = min(n, k + SPARE)
+    values, candidates = (queries.float() @ coarse.mT).topk(count, dim=1)  # (q, count), falling
+    # a sum of d products of single precision is off by less than (d + 4) / 2^24 for vectors of length 1, in whatever
+    # order it is summed: rows beyond the candidates are less similar than the k-th by more than both may be off
+    off = 2 * (d + 4) * 2.0**-24
+    sure = values[:, k - 1] - values[:, -1] > off if count < n else values.new_ones(len(values), dtype=torch.bool)
+    positions, similarities = candidates.new_empty(len(queries), k), queries.new_empty(len(queries), k)
+    positions[sure], similarities[sure] = _among(rows, queries[sure], candidates[sure].sort(1).values, k)
+    if not bool(sure.all()):
+        positions[~sure], similarities[~sure] = _of_all(queries[~sure] @ rows.mT, k)
+    return positions, similarities
+
+
+def _among(rows: Tensor, queries: Tensor, candidates: Int[Tensor, "q m"], k: int) -> tuple[Tensor, Tensor]:
+    """The nearest of ascending candidates."""
+    step = max(1, ENTRIES // (candidates.shape[1] * rows.shape[1]))
+    parts = zip(queries.split(step), candidates.split(step), strict=True)
+    similarity = torch.cat([(rows[c] @ q[:, :, None])[:, :, 0] for q, c in parts]).round(decimals=DIGITS)
+    order = similarity.argsort(dim=1, descending=True, stable=True)[:, :k]
+    return candidates.gather(1, order), similarity.gather(1, order)
+
+
+def _of_all(similarity: Float[Tensor, "q n"], k: int) -> tuple[Tensor, Tensor]:
     similarity = similarity.round(decimals=DIGITS)
     last = similarity.topk(k, dim=1).values[:, -1:]  # (q, 1)
     above, equal = similarity > last, similarity == last
@@ -91,19 +138,18 @@ def nearest_rows(similarity: Float[Tensor, "q n"], k: int) -> Int[Tensor, "q k"]
     chosen = above | (equal & (equal.cumsum(1) <= wanted))
     rows = chosen.nonzero()[:, 1].view(len(similarity), k)  # ascending
     order = similarity.gather(1, rows).argsort(dim=1, descending=True, stable=True)
-    return rows.gather(1, order)
+    rows = rows.gather(1, order)
+    return rows, similarity.gather(1, rows)
 
 
 def _vote(
-    similarity: Float[Tensor, "q n"], labels: Int[Tensor, " n"], k: int, temperature: float, classes: int
+    similarities: Float[Tensor, "q k"], labels: Int[Tensor, "q k"], temperature: float, classes: int
 ) -> Int[Tensor, " q"]:
-    rows = nearest_rows(similarity, k)  # (q, k)
-    s = similarity.gather(1, rows).round(decimals=DIGITS)
-    weights = ((s - s[:, :1]) / temperature).exp()  # (q, k), the largest is 1
-    votes = weights.new_zeros(len(s), classes)
-    votes.scatter_add_(1, labels[rows], weights)
+    weights = ((similarities - similarities[:, :1]) / temperature).exp()  # (q, k), the largest is 1
+    votes = weights.new_zeros(len(weights), classes)
+    votes.scatter_add_(1, labels, weights)
     # sums of k weights in another order differ by so much: such scores are equal
-    rounding = 4 * rows.shape[1] * torch.finfo(votes.dtype).eps
+    rounding = 4 * weights.shape[1] * torch.finfo(votes.dtype).eps
     best = votes >= votes.max(1, keepdim=True).values * (1 - rounding)
     numbers = torch.arange(classes, device=votes.device)
     return torch.where(best, numbers, classes).min(1).values

@@ -36,7 +36,7 @@ def evaluate(trained: Trained, data: EvaluationData, *, seed: int, k: PositiveIn
     shown = _first_of_each_class(data.query.labels, min(pictured, data.classes))
     metrics, arrays = {}, {"queries": data.query.images[shown], "labels": data.query.labels[shown].cpu()}
     for name, encoder in {"": trained, **{f"_epoch{e}": t for e, t in trained.snapshots.items()}}.items():
-        neighbours = _neighbours(encoder, images, data.query.images, k)  # (q, k)
+        neighbours, _ = nearest_rows(encoder.features(images), encoder.features(data.query.images), k)  # (q, k)
         same = labels[neighbours] == data.query.labels[:, None]
         metrics[f"precision{name}"] = same.double().mean().item()
         metrics[f"diversity{name}"] = _diversity(images, data.query.images, neighbours)
@@ -57,10 +57,3 @@ def _diversity(bank: Tensor, queries: Tensor, neighbours: Tensor) -> float:
     parts = zip(asked.split(CHUNK), neighbours.to(pixels.device).split(CHUNK), strict=True)
     cosines = [torch.einsum("qd,qkd->qk", x, pixels[rows]) for x, rows in parts]
     return 1 - torch.cat(cosines).mean().item()
-
-
-def _neighbours(trained: Trained, bank: Tensor, queries: Tensor, k: int) -> Tensor:
-    """(q, k) rows of the bank, nearest first; of equally near ones the lower first."""
-    rows = F.normalize(trained.features(bank).double(), dim=1)
-    vectors = F.normalize(trained.features(queries).double(), dim=1)
-    return torch.cat([nearest_rows(chunk @ rows.mT, k) for chunk in vectors.split(CHUNK)])
