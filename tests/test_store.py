@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -170,3 +171,17 @@ def test_cells_of_several_numerics_cannot_share_one_process(tmp_path):
     native = replace(other, config=other.config | {"numerics": "native"})
     with pytest.raises(MixedNumericsError, match="use cluster: local"):
         ensure([cell("aa"), native], [], cluster, Store(tmp_path))
+
+
+def test_a_worker_that_finds_a_cell_held_says_by_whom_and_goes_on_when_it_is_free(tmp_path, capsys):
+    store = Store(tmp_path / "store")
+    listed = tmp_path / "submission" / "cells.json"
+    write_json(listed, [asdict(cell("aa"))])
+    held = store.holds.take("aa")
+    assert held is not None
+    free = threading.Timer(1.0, held.release)
+    free.start()
+    Worker(listed, store.root, 0.0)()
+    free.join()
+    assert f"waiting for m seed 0, which {held.holder} computes" in capsys.readouterr().err
+    assert "unknown method" in (store.failure("aa") or {})["error"]

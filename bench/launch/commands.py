@@ -65,7 +65,7 @@ def _submit(options: argparse.Namespace) -> None:
         return
     import_needed(settings, cells, store)
     if not isinstance(cluster, Slurm) or options.wait:
-        ensure(cells, made.cells(), _waiting(cluster), store)
+        ensure(to_compute(cells, made.cells(), store), [], _waiting(cluster), store)
         return
     from bench.launch.slurm import COME_BACK, describe_queue, submit
 

@@ -138,6 +138,7 @@ class _Work:
         self.folder = worker.listed.parent
         self.since = time.monotonic()
         self.stop, self.turns = Stop(), Turns(self.folder)
+        self.told: dict[str, str] = {}  # who holds what, as it was said
         self.hold: Hold | None = None
         self.attempts: _Attempts | None = None
         self.stop.lost = lambda: self.hold is not None and self.hold.lost
@@ -149,6 +150,7 @@ class _Work:
             # what is short comes last, or a long cell would keep one worker busy when the others have nothing left
             ready = sorted((c for c in waiting if self.ready(c)), key=lambda c: c.stage == "evaluate")
             if not any(self.take(cell) for cell in ready):
+                self.tell_holders(ready)
                 time.sleep(POLL_SECONDS)  # others hold all that is ready
         self.turns.say(None)
 
@@ -177,6 +179,13 @@ class _Work:
             reason = _requeue()
             say(f"not queued again: {reason}; `python -m bench submit` goes on" if reason else "queued again")
         os._exit(STOPPED_STATUS)
+
+    def tell_holders(self, cells: Sequence[Cell]) -> None:
+        for cell in cells:
+            holder = self.store.holds.holder(cell.key)
+            if holder is not None and self.told.get(cell.key) != holder.token:
+                self.told[cell.key] = holder.token
+                say(f"waiting for {cell.label}, which {holder} computes")
 
     def ready(self, cell: Cell) -> bool:
         if cell.needs is None or self.store.has(cell.needs):

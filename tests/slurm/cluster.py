@@ -176,8 +176,9 @@ class Cluster:
 
     def clear(self) -> None:
         """End all jobs and wait until they are gone."""
-        self.run("scancel", "--user=root", check=False)
-        for _ in range(300):
+        for i in range(600):
+            if i % 50 == 0:  # again: a job that is just being queued again is missed
+                self.run("scancel", "--user=root", check=False)
             if not self.run("squeue", "-h", check=False).stdout.strip():
                 return
             time.sleep(0.1)

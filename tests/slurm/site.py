@@ -97,7 +97,7 @@ class Site:
         found = {}
         for line in self.cluster.run("squeue", "-h", "-r", "-t", "all", "-o", "%i %T %j").stdout.splitlines():
             number, state, name = line.split()
-            if name.split("-")[1] in folders:
+            if name.startswith("bench-") and name.split("-")[1] in folders:
                 found[number] = state
         return found
 
