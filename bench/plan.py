@@ -27,11 +27,13 @@ from bench.params import Point, marked, options_model
 from bench.params import points as points_of
 from bench.registry import Component, UnknownNameError
 from bench.settings import Params
+from bench.store import Store
 
 NUMERIC_PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn")
 SHOWING_PACKAGES = ("matplotlib", "numpy", "pandas", "scipy")
 DIGITS = 20  # of a key, in hexadecimal
 RAW_PIXELS = "raw_pixels"
+PREPARE = "prepare"  # what is held by who makes data sets ready: two at once would write the same files
 
 
 class PlanError(BenchError, ValueError):
@@ -193,8 +195,10 @@ def _checkpoint_manifests(params: Params, folder: Path, *, fresh: bool) -> dict[
 
 
 def prepare_all(params: Params, folder: Path) -> dict[str, dict[str, Any]]:
-    """Make every data set ready that is not, and give their manifests."""
-    found = {name: ensure(name, dataset.reader, dataset.options, folder) for name, dataset in params.datasets.items()}
+    """Make every data set ready that is not, and give their manifests; one command at a time."""
+    with Store().holds.held(PREPARE):
+        sets = params.datasets.items()
+        found = {name: ensure(name, dataset.reader, dataset.options, folder) for name, dataset in sets}
     return {**found, **_checkpoint_manifests(params, folder, fresh=True)}
 
 

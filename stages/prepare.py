@@ -8,12 +8,15 @@ import _checkout  # noqa: F401
 from bench import params
 from bench.cli import reporting_errors
 from bench.data.prepared import prepare
+from bench.plan import PREPARE
+from bench.store import Store
 
 
 def main(name: str) -> None:
     """Prepare the data set of that name."""
     dataset = params.load(Path("params.yaml")).datasets[name]
-    prepare(name, dataset.reader, dataset.options, Path("data/manifests"))
+    with Store().holds.held(PREPARE):
+        prepare(name, dataset.reader, dataset.options, Path("data/manifests"))
 
 
 if __name__ == "__main__":

@@ -168,8 +168,8 @@ def test_a_submission_killed_half_way_is_completed_by_the_next(site, undisturbed
 def test_two_submissions_at_once_queue_each_cell_once(site, undisturbed):
     both = [site.start("bench", "submit") for _ in range(2)]
     for one in both:
-        one.communicate(timeout=60)
-        assert one.returncode == 0
+        _, told = one.communicate(timeout=120)
+        assert one.returncode == 0, told
     assert len(site.jobs()) == 5
     site.recover(site.finished())
     assert len(site.jobs()) == 5
