@@ -166,9 +166,9 @@ def test_a_file_that_changed_since_its_key_was_made_is_an_error(tmp_path, manife
 def test_one_protocol_that_fails_does_not_stop_the_others(tmp_path, manifests, settings, made, store, capsys):
     cell = imported(asked(conv4_file(tmp_path)), manifests["mnist"])
     knn, retrieval = evaluation_cells(settings, made, cell, ["knn", "retrieval"])
-    options = {**knn.config["protocol"]["options"], "temperature": -1.0}
+    options = {**knn.config["protocol"]["options"], "k": [10**6]}
     broken = replace(knn, config={**knn.config, "protocol": {"name": "knn", "options": options}})
-    with pytest.raises(ExternalError, match=r"all others are done:\n  theirs knn.*temperature"):
+    with pytest.raises(ExternalError, match=r"all others are done:\n  theirs knn.*k wants 1 to"):
         ensure([cell, broken, retrieval], store)
     assert not store.has(broken.key)
     assert store.has(retrieval.key)
