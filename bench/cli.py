@@ -1,6 +1,7 @@
 """The command line: `python -m bench COMMAND`, in a folder that holds a params.yaml."""
 
 import argparse
+import errno
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from bench.errors import BenchError
 from bench.launch.commands import add_commands
+from bench.store import Store
 
 if TYPE_CHECKING:
     from bench.plan import Plan
@@ -33,6 +35,12 @@ def reporting_errors() -> Iterator[None]:
     except BenchError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.status)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror}{where}; make room (the store is {Store().root}) and run again", file=sys.stderr)
+        sys.exit(1)
     except BrokenPipeError:  # what reads the output, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
@@ -150,7 +158,6 @@ def _repro(options: argparse.Namespace) -> None:
 
 
 def _count_missing() -> int:
-    from bench.store import Store
 
     store = Store()
     return sum(not store.has(cell.key) for cell in planned()[1].cells())
@@ -174,7 +181,6 @@ def _tune(options: argparse.Namespace) -> None:
 
 
 def _cells(options: argparse.Namespace) -> None:
-    from bench.store import Store
 
     store = Store()
     for cell in planned()[1].cells():
@@ -190,7 +196,6 @@ def _report(options: argparse.Namespace) -> None:
         render(gather_outputs(Path()), REPORTS)
         return
     from bench.plan import report_plan
-    from bench.store import Store
 
     # from the store, not from the stages' outputs: DVC skips what depends on a stage that failed
     settings, made = planned()
@@ -211,7 +216,6 @@ def _evaluate(options: argparse.Namespace) -> None:
     from bench import params, plan
     from bench.external import External, demand, evaluate_external, parse_options, problems
     from bench.numerics import pin
-    from bench.store import Store
 
     settings = params.load(Path("params.yaml"))
     protocols = list(dict.fromkeys(options.protocol or settings.evaluations))
@@ -230,7 +234,6 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _show(options: argparse.Namespace) -> None:
     from bench.plan import find
     from bench.show import describe
-    from bench.store import Store
 
     print(describe(find(planned()[1], options.cell), Store()))
 
@@ -241,6 +244,8 @@ def _probe(options: argparse.Namespace) -> None:
     ours, theirs = _machine_probe(), committed_probe(REPORTS)
     if options.json:
         print(json.dumps(ours, indent=1))
+    elif not ours:
+        print("numerics probe: none yet, as cells are computed on GPUs, this machine has none and no cell is computed")
     elif theirs is None:
         print("no committed numerics probe to compare with")
     elif (part := first_difference(ours, theirs)) is None:
@@ -257,15 +262,22 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _machine_probe() -> dict[str, str]:
+    """This machine's; where GPUs of a cluster compute and it has none, what a computed cell tells of them, if any."""
     from bench import params
-    from bench.numerics import pin
+    from bench.numerics import pin, require
 
     defaults = params.load(Path("params.yaml")).defaults
     pin(defaults.numerics, defaults.threads)
-    from bench.probe import cached_probe
-    from bench.store import Store
+    import torch
 
-    return cached_probe(Store().root)
+    if defaults.device == "cuda" and not torch.cuda.is_available():
+        store = Store()
+        computed = (store.environment(cell.key) for cell in planned()[1].cells() if store.has(cell.key))
+        return next((found["probe"] for found in computed if "probe" in found), {})  # adopted ones tell nothing
+    require(defaults.numerics, defaults.threads, defaults.device)
+    from bench.probe import cached_probe
+
+    return cached_probe(Store().root, defaults.device)
 
 
 def _schema(options: argparse.Namespace) -> None:

@@ -52,6 +52,14 @@ class Resources(Strict):
     extra: dict[str, str | int | bool] = Field(default_factory=dict)
     setup: list[str] = Field(default_factory=list)
 
+    def gpu_count(self, device: str) -> int:
+        """GPUs of each machine; one where a cell wants one and none is named."""
+        return self.gpus or int(device == "cuda")
+
+    def processes(self, device: str) -> int:
+        """Processes of each machine."""
+        return self.tasks or self.gpu_count(device) or 1
+
 
 class Overrides(Resources):
     """Resources of one kind of cell: what is given replaces what all have."""

@@ -26,8 +26,7 @@ def collect(stage: str, name: str, params: Params, here: Path = Path()) -> None:
     """
     cells = read_cells(here / "plan" / stage / f"{name}.json")
     store = Store()
-    if any(not store.has(cell.key) for cell in cells):
-        import_needed(params, cells, store)
+    import_needed(params, cells, store)
     ensure(cells, _whole_plan(here / "plan"), params.cluster, store)
     folders = {kind: here / folder for kind, folder in outputs(stage, name).items()}
     for folder in folders.values():

@@ -48,9 +48,9 @@ def compute(
     config = cell.config
     numerics.require(config["numerics"], config["threads"], config["device"])
     _check_is_current(cell)
-    probe = cached_probe(store.root)
+    probe = cached_probe(store.root, config["device"])
     world.demand_equal("the numerics probe", zlib.crc32(json.dumps(probe).encode()), ONE_KIND)
-    environment = {**numerics.environment(), "probe": probe, "started": time.time()}
+    environment = {**numerics.environment(config["device"]), "probe": probe, "started": time.time()}
     images = load(cell.manifest)
     folder = store.running(cell.key) / "publish"
     if world.rank == 0:
@@ -59,8 +59,16 @@ def compute(
     if cell.stage == "pretrain":
         stop, running, report = stop or Stop(), store.running(cell.key), Reporter(store, cell.key)
         with stop.patiently():
-            seconds = checkpoint_seconds
-            pretrain(config, images, running, folder, checkpoint_seconds=seconds, report=report, stop=stop, world=world)
+            pretrain(
+                config,
+                images,
+                running,
+                folder,
+                checkpoint_seconds=checkpoint_seconds,
+                report=report,
+                stop=stop,
+                world=world,
+            )
     else:
         source = store.path(cell.needs) if cell.needs is not None else None
         targets = {name: load(manifest) for name, manifest in cell.manifest.get("targets", {}).items()}

@@ -28,6 +28,7 @@ from bench.fingerprint import code_hash
 from bench.params import check_options, options_model
 from bench.plan import DIGITS, RAW_PIXELS, Cell, Plan, code_modules, make_plan, report_plan
 from bench.registry import ROOT, nearest_hint
+from bench.say import say
 from bench.settings import Params
 from bench.store import Store
 from bench.weights import LAYOUTS, check_layout, digest, encoder_state, read_weights
@@ -330,7 +331,7 @@ def ensure(cells: Sequence[Cell], store: Store) -> None:
     failed = []
     for i, cell in enumerate(cells, 1):
         if damage := store.set_aside_if_damaged(cell.key):
-            _say(f"{cell.label}: {damage} and computed again")
+            say(f"{cell.label}: {damage} and computed again")
         with store.holds.held(cell.key):
             if store.has(cell.key):
                 continue
@@ -339,10 +340,10 @@ def ensure(cells: Sequence[Cell], store: Store) -> None:
             except BenchError as error:
                 failed.append(f"{cell.label}: {error}")
             except Exception as error:  # one protocol that fails never stops the others
-                _say(traceback.format_exc())
+                say(traceback.format_exc())
                 failed.append(f"{cell.label}: {type(error).__name__}: {error}")
             else:
-                _say(f"[{i}/{len(cells)}] {_label(cell)}: done")
+                say(f"[{i}/{len(cells)}] {_label(cell)}: done")
         if failed and cell.stage == "import":
             break
     if failed:
@@ -351,10 +352,6 @@ def ensure(cells: Sequence[Cell], store: Store) -> None:
 
 def _label(cell: Cell) -> str:
     return f"{cell.method} imported" if cell.stage == "import" else f"{cell.method} {cell.name}"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _compute(cell: Cell, store: Store) -> None:

@@ -7,7 +7,6 @@ to a name that is taken fails and a rename replaces, on all of them at once; tha
 import json
 import os
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -15,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+from bench.say import say
 
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 90.0  # network file systems show what was written up to 60 s late
@@ -111,7 +112,7 @@ class Holds:
         asked, told = time.monotonic(), False
         while (hold := self.take(name)) is None:
             if not told and time.monotonic() - asked > PATIENCE_SECONDS:
-                print(f"waiting for {self.holder(name)}, which holds {name}", file=sys.stderr, flush=True)
+                say(f"waiting for {self.holder(name)}, which holds {name}")
                 told = True
             time.sleep(POLL_SECONDS)
         try:
@@ -178,11 +179,14 @@ def _read(path: Path) -> Holder | None:
 
 
 def _myself() -> Holder:
-    job = "_".join(filter(None, (os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID"))))
     pid = os.getpid()
-    return Holder(
-        uuid.uuid4().hex, socket.gethostname(), _place(), pid, _born(pid), job or os.environ.get("SLURM_JOB_ID", "")
-    )
+    return Holder(uuid.uuid4().hex, socket.gethostname(), _place(), pid, _born(pid), job_number())
+
+
+def job_number() -> str:
+    """The SLURM job of this process, "12_3" for an element of an array; "" for none."""
+    array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{element}" if array else os.environ.get("SLURM_JOB_ID", "")
 
 
 def _place() -> str:

@@ -86,8 +86,8 @@ def _demand(wanted: Mapping[str, str]) -> None:
         )
 
 
-def environment() -> dict[str, Any]:
-    """What a computed cell's environment.json tells: versions, CPU and pins."""
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """What a computed cell's environment.json tells: versions, CPU, pins, and the GPU where that is the device."""
     from importlib.metadata import version
 
     names = ("torch", "numpy", "safetensors")
@@ -97,7 +97,15 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "cpu": _cpu(),
         "pins": {k: os.environ.get(k) for k in (*_PORTABLE, *_THREADS)},
+        **(_gpu() if device == "cuda" else {}),
     }
+
+
+def _gpu() -> dict[str, Any]:
+    import torch
+
+    versions = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    return {"gpu": torch.cuda.get_device_name(), "gpu_versions": versions}
 
 
 def _cpu() -> str:

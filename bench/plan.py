@@ -8,13 +8,14 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench.data.prepared import ensure
+from bench.data.prepared import ensure, is_prepared
 from bench.encoders import ENCODERS
 from bench.errors import BenchError
 from bench.evaluators import EVALUATORS
@@ -196,9 +197,11 @@ def _checkpoint_manifests(params: Params, folder: Path, *, fresh: bool) -> dict[
 
 def prepare_all(params: Params, folder: Path) -> dict[str, dict[str, Any]]:
     """Make every data set ready that is not, and give their manifests; one command at a time."""
-    with Store().holds.held(PREPARE):
-        sets = params.datasets.items()
-        found = {name: ensure(name, dataset.reader, dataset.options, folder) for name, dataset in sets}
+    sets = {name: (dataset.reader, dataset.options) for name, dataset in params.datasets.items()}
+    # what only reads must get by beside a full disk, so nothing is held where nothing is to be made
+    ready = all(is_prepared(name, *given) for name, given in sets.items())
+    with nullcontext() if ready else Store().holds.held(PREPARE):
+        found = {name: ensure(name, *given, folder) for name, given in sets.items()}
     return {**found, **_checkpoint_manifests(params, folder, fresh=True)}
 
 

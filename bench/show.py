@@ -7,7 +7,7 @@ import yaml
 from bench.files import read_json
 from bench.plan import Cell
 from bench.progress import progress
-from bench.store import CELL, ENVIRONMENT, Store
+from bench.store import CELL, Store
 
 
 def describe(cell: Cell, store: Store) -> str:
@@ -35,7 +35,7 @@ def _results(cell: Cell, store: Store) -> list[str]:
     else:
         history = (place / "history.jsonl").read_text().splitlines()
         lines = [f"  epoch {e.pop('epoch')}: {e}" for e in map(json.loads, history[-1:])]
-    environment = read_json(place / ENVIRONMENT)
+    environment = store.environment(cell.key)
     if "seconds" in environment:
-        lines.append(f"computed in {environment['seconds']:.1f} s on {environment['cpu']}")
+        lines.append(f"computed in {environment['seconds']:.1f} s on {environment.get('gpu', environment['cpu'])}")
     return lines

@@ -1,13 +1,13 @@
 """Being asked to stop: by a cluster's signals, or because another process has taken the work over."""
 
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from bench.errors import StoppedError
+from bench.say import say
 
 
 class Stop:
@@ -37,7 +37,7 @@ class Stop:
             if self.signal is not None:
                 return
             self.signal = number
-            print(f"{signal.Signals(number).name}: saving and leaving", file=sys.stderr, flush=True)
+            say(f"{signal.Signals(number).name}: saving and leaving")
             timer = threading.Timer(grace, leave)
             timer.daemon = True
             timer.start()

@@ -94,6 +94,11 @@ class Store:
         shutil.rmtree(self.root / "running" / key, ignore_errors=True)
         self.clear_failure(key)
 
+    def environment(self, key: str) -> dict[str, Any]:
+        """Where and when a finished cell was computed."""
+        found: dict[str, Any] = read_json(self.path(key) / ENVIRONMENT)
+        return found
+
     def copy_out(self, key: str, target: Path) -> None:
         """A finished cell's files, without its environment, in another folder."""
         target.mkdir(parents=True, exist_ok=True)

@@ -46,7 +46,7 @@ class Workspace:
         for i, section in enumerate(sections):
             name = section.partition(":")[0]
             if name in ("methods", "evaluations"):
-                sections[i] = _kept(section, METHODS if name == "methods" else PROTOCOLS)
+                sections[i] = kept(section, METHODS if name == "methods" else PROTOCOLS)
             elif name == "training":
                 sections[i] = "training: {}\n"
         path.write_text("".join(sections))
@@ -98,7 +98,7 @@ class Workspace:
         return {name: content for name, content in cells.items() if not name.endswith("environment.json")}
 
 
-def _kept(section: str, names: Collection[str]) -> str:
+def kept(section: str, names: Collection[str]) -> str:
     """A section of params.yaml with those of its entries."""
     head, *entries = re.split(r"(?m)^(?=  \w)", section)
     return head + "".join(entry for entry in entries if entry.partition(":")[0].strip() in names)

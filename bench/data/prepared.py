@@ -62,6 +62,11 @@ def prepare(name: str, reader: str, options: Mapping[str, Any], manifests: Path)
     return manifest
 
 
+def is_prepared(name: str, reader: str, options: Mapping[str, Any]) -> bool:
+    """Whether `ensure` has nothing to do but to read."""
+    return _recorded(name, reader, options).is_file()
+
+
 def ensure(name: str, reader: str, options: Mapping[str, Any], manifests: Path) -> dict[str, Any]:
     """The manifest of a set, prepared unless that was done before by the same reader, code and packages.
 
@@ -71,7 +76,9 @@ def ensure(name: str, reader: str, options: Mapping[str, Any], manifests: Path) 
     done = _recorded(name, reader, options)
     if done.is_file():
         manifest: dict[str, Any] = read_json(done)
-        write_json(manifests / f"{name}.json", manifest)
+        path = manifests / f"{name}.json"
+        if not path.is_file() or read_json(path) != manifest:
+            write_json(path, manifest)
         return manifest
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(prepare, name, reader, dict(options), manifests).result()

@@ -102,6 +102,8 @@ def _sums(g: Tensor, x: Tensor, scale: Tensor, statistics: tuple[Tensor, Tensor,
     """(2, c): sums over a shard's rows of g times normalised x, and of g."""
     mean, var, eps = statistics
     # torch's gradient of weight and bias for fixed statistics, which are these sums
-    wanted = [False, True, True]
-    _, along, across = torch.ops.aten.native_batch_norm_backward(g, x, scale, mean, var, None, None, False, eps, wanted)
+    wanted, unsaved = [False, True, True], mean.new_empty(0)  # a GPU wants the batch's statistics, if only empty ones
+    _, along, across = torch.ops.aten.native_batch_norm_backward(
+        g, x, scale, mean, var, unsaved, unsaved, False, eps, wanted
+    )
     return torch.stack([along, across])

@@ -9,8 +9,8 @@ from bench.errors import BenchError
 from bench.launch.debug import run_here
 from bench.launch.local import run_locally
 from bench.launch.slurm import run_on_slurm
-from bench.launch.worker import say
 from bench.plan import Cell
+from bench.say import say
 from bench.store import Store
 
 # what is wanted, the whole plan's missing cells for a cluster that queues them, how, and where to
@@ -39,10 +39,11 @@ def ensure(cells: Sequence[Cell], known: Iterable[Cell], cluster: Cluster, store
         JobsQueuedError: they are queued, and `cluster.wait` says not to wait for them.
     """
     store.check()
-    if all([_intact(cell, store) for cell in cells]):
+    absent = [cell for cell in cells if not _intact(cell, store)]
+    if not absent:
         return
     known = list(known)
-    missing = to_compute(cells, known, store)
+    missing = to_compute(absent, known, store)
     if missing:
         RUNNERS[cluster.name](missing, lambda: to_compute([*cells, *known], [], store), cluster, store)
     failed = [cell for cell in missing if not store.has(cell.key)]

@@ -130,7 +130,7 @@ def preview(cells: "Sequence[Cell]", cluster: "Cluster", store: "Store") -> str:
         wanted = cluster.resources(array.stage)
         some = [by_key[key] for keys in array.elements for key in keys]
         _, threads, device = array.environment
-        gpus = wanted.gpus or int(device == "cuda")
+        gpus = wanted.gpu_count(device)
         each = wanted.nodes * (gpus or (wanted.tasks or 1) * (wanted.cpus or threads))
         asks = {k: v for k, v in wanted.model_dump().items() if v not in (None, [], {})}
         takes = told(some, each, "GPU" if gpus else "core")
@@ -177,6 +177,7 @@ def _logs(options: argparse.Namespace) -> None:
     from pathlib import Path
 
     from bench.cli import planned
+    from bench.launch.queue import tail
     from bench.launch.status import places, state
     from bench.plan import find
     from bench.store import Store
@@ -186,5 +187,4 @@ def _logs(options: argparse.Namespace) -> None:
     print(f"{cell.key} {cell.label}: {found.name}{f', {found.detail}' if found.detail else ''}")
     if found.log and Path(found.log).is_file():
         print(f"{found.log}:")
-        lines = Path(found.log).read_text(encoding="utf-8", errors="replace").splitlines()
-        print("\n".join(lines[-options.lines :]))
+        print("\n".join(tail(Path(found.log), options.lines)))

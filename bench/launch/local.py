@@ -3,15 +3,15 @@
 import os
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from bench import numerics
 from bench.cluster import Local
 from bench.launch.bar import Bar
 from bench.launch.submission import CELLS, by_environment, new_submission
-from bench.launch.worker import Worker, fail, say, settled, starts
+from bench.launch.worker import Worker, fail, settled, starts
 from bench.plan import Cell
 from bench.registry import ROOT
+from bench.say import say
 from bench.store import Store
 
 POLL_SECONDS = 0.2
@@ -43,7 +43,7 @@ def _work(worker: Worker, slots: int, gpus: int, bar: Bar) -> str | None:
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if str(ROOT) not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, paths)])
-    executor = submitit.LocalExecutor(Path(worker.listed).parent)
+    executor = submitit.LocalExecutor(worker.listed.parent)
     executor.update_parameters(timeout_min=FOREVER_MINUTES, gpus_per_node=gpus)
     jobs = [executor.submit(worker.serving(os.getpid())) for _ in range(slots)]
     try:

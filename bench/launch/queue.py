@@ -60,10 +60,11 @@ class Place:
             return f"job {self.job.id} would never start: {self.job.reason}; see docs/cluster.md"
         number = self.job.id if self.job else self._numbered(self.sent or "")
         state = self.job.state if self.job else scheduler.accounted(number)
-        said = last_line(self.log)
-        if state == "FAILED" and any(MEMORY.search(line) for line in _tail(self.log)):
+        log = self.log
+        lines = tail(log, LOG_LINES) if log else []
+        if state == "FAILED" and any(MEMORY.search(line) for line in lines):
             state = "OUT_OF_MEMORY"  # without control groups SLURM tells it in the log only
-        if self.log is None and state not in (None, "CANCELLED"):
+        if log is None and state not in (None, "CANCELLED"):
             where = f" on {self.job.nodes}" if self.job and self.job.nodes else ""
             return (
                 f"job {number} ended{where} without a log: that machine does not see {root}; set BENCH_STORE to a "
@@ -71,6 +72,7 @@ class Place:
             )
         other = f"its job ended ({state})" if state else "SLURM knows nothing of its job any more"
         told = ENDED.get(state or "", other)
+        said = _last_line(lines)
         return f"{told} (job {number}{f': {said}' if said else ''})"
 
 
@@ -105,14 +107,15 @@ def ours(store: Store, jobs: Iterable[Job]) -> list[Job]:
     return [job for job in jobs if job.name.startswith(f"{PREFIX}-") and job.name.split("-")[1] in folders]
 
 
-def last_line(log: Path | None) -> str:
-    """The last line of a log that tells what happened; of a traceback, the exception."""
-    told = [line.strip() for line in _tail(log) if line.strip() and not _is_noise(line)]
+def tail(log: Path, count: int) -> list[str]:
+    """The last lines of a log."""
+    return log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:]
+
+
+def _last_line(lines: list[str]) -> str:
+    """The last line that tells what happened; of a traceback, the exception."""
+    told = [line.strip() for line in lines if line.strip() and not _is_noise(line)]
     return told[-1] if told else ""
-
-
-def _tail(log: Path | None) -> list[str]:
-    return [] if log is None else log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
 
 
 def _is_noise(line: str) -> bool:

@@ -110,6 +110,15 @@ def cancel(ids: Sequence[str]) -> None:
         ask("scancel", *ids)
 
 
+def requeue(job: str) -> None:
+    """Queue a running job again, once: it is about to be killed.
+
+    Raises:
+        SlurmError: it cannot be.
+    """
+    _run(["scontrol", "requeue", job])
+
+
 def ask(*command: str) -> str:
     """What a command of SLURM prints; asked again while the controller does not answer.
 
@@ -127,9 +136,7 @@ def ask(*command: str) -> str:
 
 
 def _is_silence(text: str) -> bool:
-    return (
-        re.search(r"[Uu]nable to contact|[Tt]imed out|Connection refused|Socket timed out|no answer", text) is not None
-    )
+    return re.search(r"[Uu]nable to contact|[Tt]imed out|Connection refused|no answer", text) is not None
 
 
 def _run(command: Iterable[str]) -> str:

@@ -11,18 +11,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.cluster import Resources, Slurm
+from bench.cluster import Slurm
 from bench.errors import BenchError
 from bench.launch import scheduler
 from bench.launch.arrays import Array, plan_arrays
 from bench.launch.bar import Bar
-from bench.launch.queue import note_sent, ours, submitted
+from bench.launch.queue import Place, note_sent, ours, submitted
 from bench.launch.scheduler import SlurmError
 from bench.launch.submission import CELLS, new_submission
 from bench.launch.together import shared
-from bench.launch.worker import Worker, fail, say, settled, submission_id
+from bench.launch.worker import Worker, fail, just_failed, settled, submission_id
 from bench.plan import Cell
 from bench.registry import ROOT
+from bench.say import say
 from bench.store import Store
 
 STORE_SECONDS = 1.0  # between two looks at the store
@@ -59,42 +60,29 @@ def submit(cells: Sequence[Cell], cluster: Slurm, store: Store) -> list[Array]:
     _demand_divisible(cells, cluster)
     with store.holds.held("submit"):  # two submissions at once would queue each cell twice
         jobs = scheduler.jobs()
-        places = submitted(store, jobs)
+        places, mine = submitted(store, jobs), ours(store, jobs)
         # of a submission that was cut off the work may never have been written
         cut_off = {place.job.id for place in places.values() if place.job and place.job.live and place.sent is None}
-        scheduler.cancel(sorted(cut_off | {job.id for job in ours(store, jobs) if job.stuck}))
+        scheduler.cancel(sorted(cut_off | {job.id for job in mine if job.stuck}))
         queued = {key for key, place in places.items() if place.live and place.sent is not None}
-        todo = [cell for cell in cells if cell.key not in queued and not _just_failed(cell, store)]
+        todo = [cell for cell in cells if cell.key not in queued and not just_failed(cell, store)]
         if not todo:
             return []
         folder = new_submission(todo, store)
-        room = None if cluster.max_jobs is None else cluster.max_jobs - sum(job.live for job in ours(store, jobs))
+        room = None if cluster.max_jobs is None else cluster.max_jobs - sum(job.live for job in mine)
         return _send_all(todo, cluster, store, folder, room)
 
 
 def _demand_divisible(cells: Sequence[Cell], cluster: Slurm) -> None:
     wanted = cluster.resources("pretrain")
     for cell in filter(shared, cells):
-        count = wanted.nodes * _tasks(wanted, cell.config["device"])
+        count = wanted.nodes * wanted.processes(cell.config["device"])
         shards = cell.config["training"]["shards"]
         if shards % count:
             raise SlurmError(
                 f"cluster: a job has {count} processes, which cannot share the {shards} shards of {cell.label} evenly; "
                 f"set shards (defaults, training) to a multiple of {count}, or ask for fewer gpus, nodes or tasks"
             )
-
-
-def _gpus(wanted: Resources, device: str) -> int | None:
-    return wanted.gpus or (1 if device == "cuda" and wanted.gres is None else None)
-
-
-def _tasks(wanted: Resources, device: str) -> int:
-    """Processes of a job on each machine."""
-    return wanted.tasks or _gpus(wanted, device) or 1
-
-
-def _just_failed(cell: Cell, store: Store) -> bool:
-    return (store.failure(cell.key) or {}).get("submission") == submission_id()
 
 
 def _send_all(cells: list[Cell], cluster: Slurm, store: Store, folder: Path, room: int | None) -> list[Array]:
@@ -163,14 +151,19 @@ def _gone(cells: Sequence[Cell], before: dict[str, Gone], store: Store) -> dict[
     found = {}
     for cell in cells:
         place = places.get(cell.key)
-        log = place.log if place else None
-        if (place is None or not place.live) and store.holds.holder(cell.key) is None:
-            why = "no job was submitted for it" if place is None else place.ended(store.root) or "its job is not known"
-            if place is not None and place.job is not None and place.job.stuck:
-                scheduler.cancel([place.job.id])
-            # the first reason stays: what was ended here would else be told as cancelled
-            found[cell.key] = before.get(cell.key) or Gone(time.monotonic(), why, str(log or ""))
+        if (place and place.live) or store.holds.holder(cell.key) is not None:
+            continue
+        # the first reason stays: what is ended here would else be told as cancelled
+        found[cell.key] = before.get(cell.key) or _lost(place, store)
+        if place and place.job and place.job.stuck:
+            scheduler.cancel([place.job.id])
     return found
+
+
+def _lost(place: Place | None, store: Store) -> Gone:
+    if place is None:
+        return Gone(time.monotonic(), "no job was submitted for it", "")
+    return Gone(time.monotonic(), place.ended(store.root) or "its job is not known", str(place.log or ""))
 
 
 def describe_queue(store: Store) -> str:
@@ -200,7 +193,7 @@ def _send(array: Array, after: str | None, cluster: Slurm, store: Store, folder:
         "account": wanted.account,
         "qos": wanted.qos,
         "gres": wanted.gres,
-        "gpus_per_node": _gpus(wanted, device),
+        "gpus_per_node": None if wanted.gpus is None and wanted.gres else wanted.gpu_count(device) or None,
         "mem": None if wanted.memory is None else f"{round(wanted.memory * 1024)}M",
         "setup": wanted.setup or None,
         "dependency": None if after is None else f"aftercorr:{after}",
@@ -209,7 +202,7 @@ def _send(array: Array, after: str | None, cluster: Slurm, store: Store, folder:
         job_name=array.name,
         time=wanted.time,
         nodes=wanted.nodes,
-        ntasks_per_node=_tasks(wanted, device),
+        ntasks_per_node=wanted.processes(device),
         cpus_per_task=wanted.cpus or threads,
         signal_delay_s=seconds,
         stderr_to_stdout=True,

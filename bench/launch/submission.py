@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.errors import BenchError
 from bench.files import write_json
-from bench.launch.worker import submission_id
+from bench.launch.worker import just_failed
 from bench.plan import Cell
 from bench.store import Store
 
@@ -39,7 +39,7 @@ def by_environment(cells: Iterable[Cell]) -> dict[Environment, list[Cell]]:
 def new_submission(cells: Sequence[Cell], store: Store) -> Path:
     """A folder that lists the cells; what failed under an earlier command is to be tried again."""
     for cell in cells:
-        if (store.failure(cell.key) or {}).get("submission") != submission_id():
+        if not just_failed(cell, store):
             store.clear_failure(cell.key)
     folder = store.root / "submissions" / f"{time.time_ns():x}"
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -4,10 +4,7 @@ So no worker waits for another, a dead one costs only its own cell, and a second
 """
 
 import os
-import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 import traceback
@@ -18,9 +15,12 @@ from pathlib import Path
 from bench.cluster import Slurm
 from bench.errors import BenchError, StoppedError
 from bench.files import read_json, write_json, write_text
-from bench.holds import Hold
+from bench.holds import Hold, job_number
+from bench.launch import scheduler
+from bench.launch.scheduler import SlurmError
 from bench.launch.together import Turns, processes, rank, shared
 from bench.plan import Cell
+from bench.say import say
 from bench.stop import Stop
 from bench.store import Store
 
@@ -120,9 +120,9 @@ class _Attempts:
         self.write()
         return None
 
-    def end(self, *, stopped: bool) -> None:
-        """Note that the start was not cut off."""
-        self.ended, self.stops = True, self.stops + stopped
+    def stop(self) -> None:
+        """Note that the start was stopped, not cut off."""
+        self.ended, self.stops = True, self.stops + 1
         self.write()
 
 
@@ -168,7 +168,7 @@ class _Work:
     def leave(self) -> None:
         """End this process; queue its job again, where that is wanted."""
         if self.attempts is not None:
-            self.attempts.end(stopped=True)
+            self.attempts.stop()
         if self.hold is not None:
             self.hold.release()
         if self.stop.signal == signal.SIGTERM or rank() > 0:
@@ -176,8 +176,11 @@ class _Work:
             # rank 0, which may still be saving, ends with the first process that does
             time.sleep(KILLED_SECONDS)
         elif self.worker.requeue:
-            reason = _requeue()
-            say(f"not queued again: {reason}; `python -m bench submit` goes on" if reason else "queued again")
+            try:
+                scheduler.requeue(job_number())
+                say("queued again")
+            except SlurmError as refused:
+                say(f"not queued again: {refused}; `python -m bench submit` goes on")
         os._exit(STOPPED_STATUS)
 
     def tell_holders(self, cells: Sequence[Cell]) -> None:
@@ -257,14 +260,14 @@ def fail(cell: Cell, store: Store, error: str, log: str) -> None:
     store.fail(cell.key, {"label": cell.label, "error": error, "log": log, "submission": submission_id()})
 
 
+def just_failed(cell: Cell, store: Store) -> bool:
+    """Whether a cell failed under the command that is running."""
+    return (store.failure(cell.key) or {}).get("submission") == submission_id()
+
+
 def submission_id() -> str:
     """Names the command that a user gave: what failed under it is not tried again by its later parts."""
     return os.environ.setdefault("BENCH_SUBMISSION", f"{time.time_ns():x}")
-
-
-def say(text: str) -> None:
-    """Tell people, and the log."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def _leave_with(submitter: int) -> None:
@@ -274,16 +277,3 @@ def _leave_with(submitter: int) -> None:
             os.kill(submitter, 0)
         except ProcessLookupError:
             os._exit(1)  # every write is whole by a rename: nothing is left half done
-
-
-def _requeue() -> str | None:
-    """Queue this SLURM job again; gives why that was not possible."""
-    if shutil.which("scontrol") is None:
-        return "this machine has no scontrol"
-    array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    job = f"{array}_{element}" if array else os.environ["SLURM_JOB_ID"]
-    try:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
-    except subprocess.TimeoutExpired:
-        return "scontrol gave no answer within 60 s"
-    return None if done.returncode == 0 else (done.stderr.strip() or f"scontrol exited with {done.returncode}")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.features import STATE
 from tests.slurm.cluster import Cluster
-from tests.workspace import Workspace
+from tests.workspace import Workspace, kept
 
 DROWSY = Path(__file__).with_name("drowsy.py")
 LIVE = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED"}
@@ -26,7 +26,6 @@ class Site:
         folder: where it is made.
         cluster: where its cells run; None for this machine.
         seconds: that a step of the slow method takes, of twenty.
-        settings: of the section `cluster`, beside the name.
     """
 
     def __init__(self, folder: Path, cluster: Cluster | None, seconds: float = 0.3):
@@ -37,7 +36,7 @@ class Site:
         path = self.space.here / "params.yaml"
         text = path.read_text()
         text = re.sub(r"(?ms)^methods:\n.*?(?=^\S)", "methods:\n  random_init: {}\n  drowsy: {drowsy}\n", text)
-        text = re.sub(r"(?ms)^evaluations:\n.*?(?=^\S)", _only("knn"), text)
+        text = re.sub(r"(?ms)^evaluations:\n.*?(?=^\S)", lambda found: kept(found[0], ["knn"]), text)
         text = re.sub(r"(?ms)^studies:.*?(?=^\S)", "studies: {}\n", text)
         text = re.sub(r"(?ms)^  trials:.*?(?=^\S)", "  trials: {}\n\n", text)
         text = text.replace("epochs: 2", "epochs: 4").replace("protocol: linear", "protocol: knn")
@@ -139,11 +138,3 @@ class Site:
         after = self.finished()
         assert before.items() <= after.items()
         self.until(self.quiet, "all jobs have ended")
-
-
-def _only(name: str) -> Callable[[re.Match[str]], str]:
-    def keep(found: re.Match[str]) -> str:
-        entries = re.split(r"(?m)^(?=  \w)", found[0])
-        return entries[0] + "".join(e for e in entries[1:] if e.strip().startswith(f"{name}:"))
-
-    return keep
