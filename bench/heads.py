@@ -6,7 +6,31 @@ from typing import Literal
 
 from torch import nn
 
+from bench.options import Head
+
 Last = Literal["linear", "unbiased", "norm", "plain_norm"]
+
+
+class Projector(nn.Sequential):
+    """A projection head: representations h to projections z.
+
+    Args:
+        inputs: dimensions of h.
+        head: "mlp"; "linear", its last layer alone; or "none": z is h, whatever `dim` says.
+        hidden: widths of the mlp's hidden layers.
+        dim: of z.
+        last: as `mlp` takes it.
+        norm: likewise.
+    """
+
+    dim: int
+
+    def __init__(self, inputs: int, head: Head, hidden: Sequence[int], dim: int, *, last: Last, norm: bool = True):
+        if head == "none":
+            super().__init__()
+        else:
+            super().__init__(*mlp([inputs, *(hidden if head == "mlp" else []), dim], last=last, norm=norm))
+        self.dim = inputs if head == "none" else dim
 
 
 def mlp(widths: Sequence[int], *, last: Last, norm: bool = True) -> nn.Sequential:

@@ -6,26 +6,32 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+def precise(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """The same numbers in at least single precision: half precision loses the loss."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def unit(x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-    """Rows of unit length, in at least single precision: half precision loses the loss."""
-    if x.dtype in (torch.float16, torch.bfloat16):
-        x = x.float()
-    return F.normalize(x, dim=-1)
+    """Rows of unit length, in at least single precision."""
+    return F.normalize(precise(x), dim=-1)
 
 
-def similarities(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
-    """Cosines of every row of a with every row of b, never in half precision."""
+def similarities(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], *, normalize: bool = True) -> Float[Tensor, "n m"]:
+    """Cosines of every row of a with every row of b, or else their products; never in half precision."""
+    scaled = unit if normalize else precise
     with torch.autocast(a.device.type, enabled=False):
-        return unit(a) @ unit(b).mT  # (n, m)
+        return scaled(a) @ scaled(b).mT  # (n, m)
 
 
-def info_nce(anchors: Float[Tensor, "n d"], candidates: Float[Tensor, "n d"], temperature: float) -> Float[Tensor, ""]:
+def info_nce(
+    anchors: Float[Tensor, "n d"], candidates: Float[Tensor, "n d"], temperature: float, *, normalize: bool = True
+) -> Float[Tensor, ""]:
     """InfoNCE (van den Oord et al., 1807.03748, eq. 4), one direction, mean over rows.
 
-    Row i's positive is candidate i; the other candidates are its negatives. Both are normalised here.
-    At chance, and at collapse, it is ln n.
+    Row i's positive is candidate i; the other candidates are its negatives. Both are normalised here, unless
+    `normalize` is false. At chance, and at collapse, it is ln n.
     """
-    logits = similarities(anchors, candidates) / temperature  # (n, n)
+    logits = similarities(anchors, candidates, normalize=normalize) / temperature  # (n, n)
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 
 

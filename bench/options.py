@@ -51,6 +51,7 @@ class NamesDataSets:
 
 DataSets = Annotated[list[str], MinLen(1), NamesDataSets()]
 TrainingRowCount = Annotated[int, Gt(0), AtMostTrainingRows()]
+Head = Literal["none", "linear", "mlp"]  # of a projection
 Places = Annotated[list[Literal["h", "z"]], MinLen(1)]  # where features are taken
 Shares = Annotated[list[Annotated[float, Interval(gt=0, le=1)]], MinLen(1), Distinct()]
 Range = Annotated[list[Positive], Len(2, 2), Ordered()]  # lowest and highest
@@ -65,6 +66,7 @@ __all__ = [
     "DataSets",
     "Distinct",
     "Fraction",
+    "Head",
     "Literal",
     "NamesDataSets",
     "NonNegative",

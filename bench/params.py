@@ -27,6 +27,8 @@ from bench.settings import Params, Training
 from bench.strict import Strict
 from bench.yaml12 import parse
 
+TUNING = "tuning.json"  # beside params.yaml: the trials that `bench tune` made
+
 
 class ParamsError(BenchError, ValueError):
     """A params.yaml that cannot be used; one line for each thing wrong."""

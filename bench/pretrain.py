@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from bench.checkpoint import (
     restore_optimizer,
     save_tensors,
 )
+from bench.cost import counting
 from bench.data.source import DataError, ImageSet
 from bench.data.splits import split
 from bench.distributed.sharded import Sharded, embed
@@ -30,7 +31,7 @@ from bench.distributed.shards import Shards
 from bench.distributed.world import World
 from bench.errors import BenchError, StoppedError
 from bench.features import STATE, extract
-from bench.files import write_text
+from bench.files import write_json, write_text
 from bench.methods.base import Batch, Progress
 from bench.optim import build, drop_frozen_gradients, learning_rate, scaled, set_learning_rate
 from bench.random import Address, derive, permutation
@@ -85,6 +86,7 @@ class Trainer:
         self.method = build_method(config, self.info)
         self.history: list[dict[str, float]] = []
         self.sums: dict[str, float] = {}
+        self.flops_between = 0  # epochs: of clusterings and the like
         self.step = 0
 
     def run(self) -> None:
@@ -131,7 +133,9 @@ class Trainer:
 
     def _run_epoch(self, epoch: int, done: int) -> None:
         if done == 0:
-            self.method.before_epoch(epoch, lambda module: extract(module, self.images))
+            with counting() as flops:
+                self.method.before_epoch(epoch, lambda module: extract(module, self.images))
+            self.flops_between += flops.count
             for module in self.method.resets(epoch):
                 for p in module.parameters():
                     self.optimizer.state.pop(p, None)
@@ -158,13 +162,16 @@ class Trainer:
         return permutation(self.config["seed"], "order", self.ids, epoch)
 
     def _batch(self, rows: NDArray[np.int64], seen: NDArray[np.int64], epoch: int) -> Batch:
-        device = self.config["device"]
-        index = torch.from_numpy(rows)
         # each shard in memory of its own, whatever else this process holds: where rows lie may choose a kernel
         parts = [self._views(rows[cut], seen[cut], epoch) for cut in self.shards.cuts(len(rows))]
         sharded = self.shards.count > 1
+        views = [Sharded(list(view)) for view in zip(*parts, strict=True)] if sharded else parts[0]
+        return self._labelled(views, rows, seen, epoch)
+
+    def _labelled(self, views: Sequence[Tensor], rows: NDArray[np.int64], seen: NDArray[np.int64], epoch: int) -> Batch:
+        device, index = self.config["device"], torch.from_numpy(rows)
         return Batch(
-            views=[Sharded(list(view)) for view in zip(*parts, strict=True)] if sharded else parts[0],
+            views=list(views),
             index=index.to(device),
             labels=self.labels[index].to(device),
             occurrence=torch.from_numpy(seen).to(device),
@@ -235,6 +242,18 @@ class Trainer:
         views = {f"view{i}": (x.permute(0, 2, 3, 1) * 255).round().byte() for i, x in enumerate(shown)}
         return {"image": self.images[torch.from_numpy(rows)], **views}
 
+    def cost(self) -> dict[str, int]:
+        """Counted operations of the whole training, and how many images it shows; changes batch statistics."""
+        if not self.method.trains:
+            return {"flops": 0, "images": 0}
+        rows = np.arange(self.training["batch"])
+        seen = np.zeros_like(rows)
+        batch = self._labelled(self._views(rows, seen, 0), rows, seen, 0)
+        self.method.train()
+        with counting() as step:
+            self.method.loss(self.method.embed(batch), batch)[0].backward()
+        return {"flops": step.count * self.steps + self.flops_between, "images": self.steps * len(rows)}
+
     def snapshot_path(self, epoch: int) -> Path:
         """Where the method's state after an epoch is kept."""
         return self.checkpoints.folder / f"snapshot-{epoch:05d}.safetensors"
@@ -246,7 +265,7 @@ class Trainer:
         due = stopping or time.monotonic() - self._last_saved >= self.checkpoint_seconds
         if due and self.world.rank == 0:
             method = {f"method.{name}": t for name, t in self.method.state_dict().items()}
-            meta = {"step": self.step, "history": self.history, "sums": self.sums}
+            meta = {"step": self.step, "history": self.history, "sums": self.sums, "flops": self.flops_between}
             self.checkpoints.save(self.step, method | optimizer_tensors(self.optimizer), meta)
             self._last_saved = time.monotonic()
         if stopping:
@@ -258,10 +277,11 @@ class Trainer:
         self.method.load_state_dict(method)
         restore_optimizer(self.optimizer, saved.tensors)
         self.step, self.history = saved.meta["step"], saved.meta["history"]
-        self.sums = saved.meta["sums"]
+        self.sums, self.flops_between = saved.meta["sums"], saved.meta["flops"]
 
 
 HISTORY = "history.jsonl"
+COST = "cost.json"
 VIEWS = "views.safetensors"
 SHOWN = 6  # images of the training subset whose views are kept for the recipe gallery
 
@@ -279,7 +299,8 @@ def pretrain(
 ) -> None:
     """Train a cell, from its newest checkpoint in `running`, and let rank 0 write its files to `folder`.
 
-    They are the method's whole state, the history, snapshots, and a few images as the recipe shows them.
+    They are the method's whole state, the history, snapshots, a few images as the recipe shows them, and the counted
+    cost.
     """
     trainer = Trainer(
         config,
@@ -299,6 +320,7 @@ def pretrain(
         shutil.copyfile(snapshot, folder / snapshot.name)
     if trainer.method.trains:
         save_tensors(folder / VIEWS, trainer.gallery(SHOWN))
+    write_json(folder / COST, trainer.cost())
 
 
 def _occurrences(rows: NDArray[np.int64]) -> NDArray[np.int64]:

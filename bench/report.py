@@ -20,7 +20,9 @@ from bench.exhibits.paired_table import paired_table
 from bench.exhibits.pictures import recipe_gallery, retrieval
 from bench.exhibits.protocol_table import protocol_table
 from bench.exhibits.study import study_figure, study_table
+from bench.exhibits.tuning_table import tuning_table
 from bench.files import read_json, write_bytes, write_json, write_text
+from bench.params import TUNING
 
 CELLS = "cells.json"
 ARRAYS = "arrays.safetensors"
@@ -81,7 +83,7 @@ def gather_outputs(here: Path) -> Records:
         place = f"studies/{cell['study']}" if "study" in cell else cell["name"]
         return here / folder / place / cell["key"]
 
-    records = gather(read_json(path), locate)
+    records = gather(read_json(path), locate, read_tuning(here))
     missing = records.numbers["missing"]
     if missing:
         raise ReportError(
@@ -92,12 +94,19 @@ def gather_outputs(here: Path) -> Records:
     return records
 
 
-def gather(plan: dict[str, Any], locate: Locate) -> Records:
+def read_tuning(here: Path) -> dict[str, Any]:
+    """The trials that `python -m bench tune` wrote; none where it never ran."""
+    found: dict[str, Any] = read_json(here / TUNING) if (here / TUNING).is_file() else {"trials": []}
+    return found
+
+
+def gather(plan: dict[str, Any], locate: Locate, tuning: dict[str, Any]) -> Records:
     """What there is of a plan's records and histories; `missing` lists the cells without.
 
     Args:
         plan: as `bench.plan.report_plan` gives it.
         locate: the folder of a cell's files.
+        tuning: what `python -m bench tune` wrote.
     """
     missing: dict[str, dict[str, Any]] = {}
     main = _contents(plan["cells"], locate, missing)
@@ -115,6 +124,7 @@ def gather(plan: dict[str, Any], locate: Locate) -> Records:
         "missing": list(missing.values()),
         **main,
         "studies": studies,
+        "tuning": tuning,
     }
     return Records(numbers, _pictures(plan, locate))
 
@@ -138,7 +148,7 @@ def _content(place: Path, cell: dict[str, Any]) -> dict[str, Any] | None:
         if cell["stage"] == "evaluate":
             return {**head, "protocol": cell["name"], "metrics": read_json(place / "record.json")["metrics"]}
         lines = (place / "history.jsonl").read_text().splitlines()
-        return {**head, "history": [json.loads(line) for line in lines]}
+        return {**head, "history": [json.loads(line) for line in lines], "cost": read_json(place / "cost.json")}
     except FileNotFoundError:
         return None
 
@@ -184,7 +194,7 @@ def render(records: Records, folder: Path) -> None:
     sections: Sections = [
         ("Methods and protocols", [main, paired_table(frame, numbers)]),
         ("Protocols", [protocol_table(frame, numbers, protocol) for protocol in numbers["protocols"]]),
-        ("Training", [loss_curves(numbers), neighbours(numbers)]),
+        ("Training", [loss_curves(numbers), neighbours(numbers), tuning_table(numbers["tuning"])]),
         *studies,
         ("Recipes", [recipe_gallery(name, arrays) for name, arrays in records.group("recipe").items()]),
         ("Retrieval", [retrieval(name, arrays) for name, arrays in records.group("retrieval").items()]),

@@ -85,6 +85,16 @@ class SupportSet(nn.Module):
         return rows[positions], positions
 
     @torch.no_grad()
+    def replace(self, z: Float[Tensor, "N d"]) -> None:
+        """Put new embeddings in the place of those that images left here; noise stays.
+
+        Args:
+            z: (N, dim) of all images that `index` may name; unit length is made here.
+        """
+        known = self.origins != NOISE
+        self.ring[known] = unit(z)[self.origins[known]].to(self.ring.dtype)
+
+    @torch.no_grad()
     def enqueue(self, z: Float[Tensor, "n d"], index: Int[Tensor, " n"] | None = None) -> None:
         """Push embeddings, the oldest rows leave; of a batch larger than the set, its last rows stay.
 

@@ -1,11 +1,16 @@
-"""Tuning by the rule: the validation part alone, seeds that no table uses, as many trials for every method."""
+"""Tuning by the rule: the validation part alone, seeds that no table uses, as many trials for every method.
 
-from collections.abc import Mapping
+Writes a document for readers, and `tuning.json`, of which the report makes its table.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from bench.files import read_json, write_text
+from bench.files import read_json, write_json, write_text
 from bench.launch import ensure
+from bench.params import TUNING
 from bench.plan import StudyPoint, tuning_points
 from bench.settings import Params
 from bench.store import Store
@@ -31,27 +36,37 @@ def tune(params: Params, manifests: Mapping[str, Any], target: Path) -> None:
     trials = {method: tuning_points(params, manifests, method) for method in params.tuning.trials}
     store = Store()
     ensure([c for points in trials.values() for p in points for c in p.cells], [], params.cluster, store)
-    rows = [row for method, points in trials.items() for row in _rows(method, points, store)]
+    found = [_trial(method, point, store) for method, points in trials.items() for point in points]
     manifest = manifests[params.data.name]
     count = max((len(points) for points in trials.values()), default=0)
     rows_held_out = round(params.data.validation * (manifest["rows"] - manifest["test_rows"]))
     head = HEAD.format(
         point=100 / rows_held_out, seeds=params.tuning.seeds, protocol=params.tuning.protocol, count=count
     )
+    rows = [row for method in trials for row in _rows([trial for trial in found if trial["method"] == method])]
     write_text(target, head + "".join(rows))
+    about = {"seeds": params.tuning.seeds, "protocol": params.tuning.protocol, "images": rows_held_out}
+    write_json(Path(TUNING), {**about, "trials": found})
 
 
-def _rows(method: str, points: list[StudyPoint], store: Store) -> list[str]:
-    scores = [[_score(store, cell.key) for cell in point.cells if cell.stage == "evaluate"] for point in points]
-    means = [sum(values) / len(values) for values in scores]
-    best = max(range(len(means)), key=lambda i: (means[i], -i))
-    lines = []
-    for i, (point, values) in enumerate(zip(points, scores, strict=True)):
-        levels = ", ".join(f"{path} = {value}" for path, value in point.levels.items())
-        shown = " ".join(f"{100 * value:.2f}" for value in values)
-        mark = "chosen" if i == best else ""
-        lines.append(f"| {method} | {i + 1} | {levels} | {shown} | {100 * means[i]:.2f} | {mark} |\n")
-    return lines
+def _trial(method: str, point: StudyPoint, store: Store) -> dict[str, Any]:
+    scores = [_score(store, cell.key) for cell in point.cells if cell.stage == "evaluate"]
+    costs = [read_json(store.path(cell.key) / "cost.json") for cell in point.cells if cell.stage == "pretrain"]
+    return {"method": method, "levels": point.levels, "scores": scores, "flops": sum(cost["flops"] for cost in costs)}
+
+
+def best(trials: Sequence[Mapping[str, Any]]) -> int:
+    """Which of a method's trials is chosen: the best mean, the first of equals."""
+    return max(range(len(trials)), key=lambda i: (fmean(trials[i]["scores"]), -i))
+
+
+def _rows(trials: list[dict[str, Any]]) -> Iterator[str]:
+    for i, trial in enumerate(trials):
+        levels = ", ".join(f"{path} = {value}" for path, value in trial["levels"].items())
+        shown = " ".join(f"{100 * value:.2f}" for value in trial["scores"])
+        mark = "chosen" if i == best(trials) else ""
+        mean = 100 * fmean(trial["scores"])
+        yield f"| {trial['method']} | {i + 1} | {levels} | {shown} | {mean:.2f} | {mark} |\n"
 
 
 def _score(store: Store, key: str) -> float:

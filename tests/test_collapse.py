@@ -47,16 +47,18 @@ BATCH = {"deepcluster": 32}  # 64 for the others
 SCALE = {"deepcluster": [0.3, 1.0]}  # of crops; [0.1, 0.5] for the others
 EPOCHS = {"simsiam": 30, "byol": 15, "swav": 15, "deepcluster": 20}
 OPTIONS = {
-    "simsiam": {"dim": 32, "bottleneck": 8},
-    "byol": {"momentum": 0.99, "hidden": 32, "dim": 16},
+    "simsiam": {"head": "mlp", "dim": 32, "bottleneck": 8},
+    "byol": {"momentum": 0.99, "normalize": True, "head": "mlp", "hidden": 32, "dim": 16},
     "swav": {
         "prototypes": 20,
         "temperature": 0.5,
+        "normalize": True,
         "epsilon": 0.05,
         "iterations": 3,
         "queue_size": 0,
         "queue_from": 0,
         "freeze_steps": 2,
+        "head": "mlp",
         "hidden": 32,
         "dim": 16,
     },
@@ -130,7 +132,7 @@ class Online(nn.Module):
 
 def without_target(method: Method, patch: pytest.MonkeyPatch) -> None:
     method.target = Online(method.encoder, method.projector)
-    patch.setattr(byol, "byol_loss", lambda p, z: 2 - 2 * F.cosine_similarity(p, z).mean())
+    patch.setattr(byol, "byol_loss", lambda p, z, normalize: 2 - 2 * F.cosine_similarity(p, z).mean())
 
 
 def without_predictor(method: Method, patch: pytest.MonkeyPatch) -> None:

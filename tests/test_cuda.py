@@ -30,7 +30,7 @@ from bench.probe import probe
 from bench.random import Address
 from bench.solvers import Softmax, solve_path
 from tests import test_evaluators
-from tests.test_methods import TRAINING, config, first_batch, images
+from tests.test_methods import TRAINING, VARIANTS, config, each_variant, first_batch, images
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 
@@ -82,10 +82,13 @@ def test_views_made_on_a_gpu_are_those_of_the_cpu(recipe):
         torch.testing.assert_close(a.cpu(), b, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("method", METHODS)
-def test_the_same_seed_gives_the_same_bits_also_after_a_stop(method, precision, tmp_path):
-    changes = {"precision": precision, "epochs": 2, "last_batch": "keep"}
+@pytest.mark.parametrize(
+    ("method", "options", "precision"),
+    [pytest.param(*each.values, "fp32", id=f"{each.id}-fp32") for each in VARIANTS]
+    + [pytest.param(method, {}, "bf16", id=f"{method}-bf16") for method in METHODS],
+)
+def test_the_same_seed_gives_the_same_bits_also_after_a_stop(method, options, precision, tmp_path):
+    changes = {"precision": precision, "epochs": 2, "last_batch": "keep", "options": options}
     straight = trainer(method, tmp_path / "straight", **changes)
     straight.run()
     again = trainer(method, tmp_path / "again", **changes)
@@ -107,11 +110,11 @@ def test_a_cell_begins_with_the_weights_that_it_has_on_the_cpu(method, tmp_path)
     assert [name for name in states[0] if not torch.equal(states[0][name].cpu(), states[1][name])] == []
 
 
-@pytest.mark.parametrize("method", TRAINING)
-def test_a_loss_and_its_gradients_are_the_cpus_but_for_rounding(method, tmp_path):
+@each_variant
+def test_a_loss_and_its_gradients_are_the_cpus_but_for_rounding(method, options, tmp_path):
     found, views = {}, []
     for device in ("cpu", "cuda"):
-        run = trainer(method, tmp_path, device)
+        run = trainer(method, tmp_path, device, options=options)
         run._prepare()
         run.method.before_epoch(0, lambda module, run=run: extract(module, run.images))
         run.method.double().train()

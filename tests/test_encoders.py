@@ -20,7 +20,7 @@ from bench.registry import ROOT
 # Every encoder has a row: options that keep it small. The contract below runs on it with 1 and 3 channels.
 OPTIONS = {
     "alexnet_bn": {"sobel": True, "pooled": 2, "fc_width": 8},
-    "conv4": {"width": 4, "stem_stride": 2},
+    "conv4": {"width": 4, "stem_stride": 2, "sobel": False},
     "resnet18": {"stem": "small", "zero_init_residual": False},
     "resnet50": {"stem": "small", "zero_init_residual": False},
     "vgg16_bn": {"sobel": True, "pooled": 2, "fc_width": 8},
@@ -40,8 +40,8 @@ def on_meta(name, channels=3, **options):
         return build_encoder({"name": name, "options": options}, channels, 0)
 
 
-def conv4(width=4, stem_stride=2, seed=0, channels=1):
-    return build("conv4", channels, seed, width=width, stem_stride=stem_stride)
+def conv4(width=4, stem_stride=2, seed=0, channels=1, sobel=False):
+    return build("conv4", channels, seed, width=width, stem_stride=stem_stride, sobel=sobel)
 
 
 def images(n, side, channels, seed=0):
@@ -67,6 +67,14 @@ def test_conv4_halves_the_image_block_by_block(side, stem_stride, sides):
         x = block(x)
         found.append(x.shape[2])
     assert found == sides
+
+
+def test_conv4_with_sobel_filters_sees_no_colour():
+    encoder = conv4(channels=3, sobel=True).eval()
+    x = torch.rand(2, 3, 28, 28)
+    torch.testing.assert_close(encoder(x), encoder(x[:, [2, 0, 1]]))
+    assert encoder.blocks[0][0].in_channels == 2
+    assert not torch.allclose(conv4(channels=3).eval()(x), conv4(channels=3).eval()(x[:, [2, 0, 1]]))
 
 
 def test_conv4_doubles_its_widths():

@@ -117,7 +117,7 @@ def data(channels: int = 1, side: int = 28) -> EvaluationData:
 @cache
 def made(channels: int, seed: int) -> Conv4:
     torch.manual_seed(seed)
-    encoder = Conv4(channels, width=2, stem_stride=2).train()
+    encoder = Conv4(channels, width=2, stem_stride=2, sobel=False).train()
     with torch.no_grad():  # running statistics that are not those of a new layer
         for _ in range(20):
             encoder(to_float(data(channels).train.images))

@@ -32,7 +32,7 @@ from bench.store import Store
 from bench.yaml12 import parse
 from tests.workspace import Workspace
 
-CONV4 = {"name": "conv4", "options": {"width": 4, "stem_stride": 2}}
+CONV4 = {"name": "conv4", "options": {"width": 4, "stem_stride": 2, "sobel": False}}
 RESNET = {"name": "resnet18", "options": {"stem": "small", "zero_init_residual": False}}
 
 
@@ -138,7 +138,7 @@ def test_a_key_changes_with_whatever_changes_features(tmp_path, manifests, setti
         keys(asked(second)),
         keys(asked(first, normalise="0.5/0.5")),
         keys(asked(first, normalise="0.5/0.4")),
-        keys(asked(first, given={"width": 4, "stem_stride": 1})),
+        keys(asked(first, given=CONV4["options"] | {"stem_stride": 1})),
     ]
     assert len({key for variant in variants for key in variant}) == 3 * len(variants)
     assert keys(asked(first)) == variants[0]
@@ -190,9 +190,9 @@ def test_every_protocol_takes_an_imported_encoder(tmp_path, manifests, settings,
         ({"layout": "mocco"}, "layout: unknown layout 'mocco'; did you mean 'moco'?"),
         ({"layout": "moco"}, "which lead to resnet18, resnet50, vgg16_bn; for conv4 there is bench"),
         ({"encoder": "conv5"}, "encoder: unknown encoder 'conv5'; did you mean 'conv4'?"),
-        ({"given": {"width": 4}}, "encoder.stem_stride: missing"),
+        ({"given": {"width": 4, "sobel": False}}, "encoder.stem_stride: missing"),
         ({"given": {**CONV4["options"], "widht": 4}}, "encoder.widht: unknown key"),
-        ({"given": {"width": "four", "stem_stride": 2}}, "encoder.width: Input should be a valid integer"),
+        ({"given": CONV4["options"] | {"width": "four"}}, "encoder.width: Input should be a valid integer"),
         ({"encoder": "resnet18", "given": {"stem": "big"}, "layout": "moco"}, "'imagenet' or 'small'"),
         ({"normalise": "imagenett"}, "did you mean 'imagenet'?"),
         ({"normalise": "0.5,0.5/0.2"}, "as many deviations"),
@@ -250,7 +250,7 @@ def space(tmp_path_factory):
 
 
 COMMAND = ("bench", "evaluate", "--checkpoint", "files/theirs.safetensors", "--layout", "bench")
-ENCODER_OPTIONS = ("--encoder", "conv4", "--option", "width=4", "stem_stride=2", "--normalise", "none")
+ENCODER_OPTIONS = ("--encoder", "conv4", "--option", "width=4", "stem_stride=2", "sobel=false", "--normalise", "none")
 
 
 def table(text):

@@ -7,6 +7,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from bench.methods import instdisc
 from bench.methods.base import Batch, DataInfo, Progress
@@ -419,8 +420,11 @@ class Linear(torch.nn.Module):
         return self.layer(x.flatten(1))
 
 
-OPTIONS = {"softmax": "nce", "negatives": 5, "z_batches": 2, "temperature": 0.2, "proximal": 0.0} | {
+OPTIONS = {"softmax": "nce", "negatives": 5, "z": "frozen", "z_batches": 2, "temperature": 0.2, "normalize": True} | {
+    "proximal": 0.0,
     "bank_momentum": 0.5,
+    "head": "linear",
+    "hidden": 8,
     "dim": 3,
 }
 IMAGES_OF_THE_METHOD = 24
@@ -627,3 +631,44 @@ def test_chance_of_nce_is_every_p_being_one_over_the_images():
     h = (1 / 24) / (1 / 24 + m / 24)
     assert build(negatives=m).chance(6) == pytest.approx(-math.log(h) - m * math.log(1 - h))
     assert build(softmax="full").chance(6) == build(softmax="parametric").chance(6) == math.log(24)
+
+
+# ---- the ablations of Z and of the length of v
+
+
+def nce_row_by_row(v, bank, index, drawn, temperature, z):
+    """Eq. 4 to 7, row by row; z: one number a row."""
+    losses = []
+    for row, i, js, own in zip(v, index, drawn, z, strict=True):
+        p = lambda j, row=row, own=own: float(torch.exp(bank[j] @ row / temperature)) / own  # noqa: E731
+        r = len(js) / len(bank)
+        losses.append(-math.log(p(i) / (p(i) + r)) - sum(math.log(1 - p(j) / (p(j) + r)) for j in js))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("kind", ["exact", "reestimated"])
+def test_z_is_each_rows_own_sum_or_this_batchs_estimate(kind, normalize):
+    method, b = build(z=kind, normalize=normalize), batch()
+    for step in range(3):  # a later batch than those a frozen Z is estimated from
+        train(method, batch(step))
+    e = method.embed(b)
+    v = e["v"].detach().double()
+    v = F.normalize(v, dim=1) if normalize else v
+    bank, drawn = method.bank.rows.double(), method._draw(b)
+    if kind == "exact":
+        z = [float(torch.exp(bank @ row / 0.2).sum()) for row in v]
+    else:
+        drawn_exp = [float(torch.exp(bank[j] @ row / 0.2)) for row, js in zip(v, drawn, strict=True) for j in js]
+        z = [len(bank) * sum(drawn_exp) / len(drawn_exp)] * len(v)
+    loss, logs = method.loss(e, b)
+    assert loss.item() == pytest.approx(nce_row_by_row(v, bank, b.index, drawn, 0.2, z), rel=1e-5)
+    assert logs["z"] == pytest.approx(sum(z) / len(z), rel=1e-5)
+    assert int(method.z_count) == 0  # nothing is frozen
+
+
+def test_the_full_softmax_compares_v_as_it_is_where_it_is_not_normalised():
+    method, b = build(softmax="full", normalize=False), batch()
+    e = method.embed(b)
+    expected = F.cross_entropy(e["v"] @ method.bank.rows.mT / 0.2, b.index)
+    torch.testing.assert_close(method.loss(e, b)[0], expected)

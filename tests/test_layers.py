@@ -39,7 +39,7 @@ def settled(encoder, side, channels):
 
 def conv4(channels=1):
     torch.manual_seed(0)
-    return settled(Conv4(channels, width=2, stem_stride=2), 28, channels)
+    return settled(Conv4(channels, width=2, stem_stride=2, sobel=False), 28, channels)
 
 
 def resnet18():

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import numpy as np
 import pytest
@@ -30,19 +31,56 @@ def images(channels: int, classes: int = 10) -> ImageSet:
     return ImageSet(pixels, np.arange(ROWS) % classes, np.arange(ROWS) >= ROWS - TEST, classes)
 
 
-def config(method: str, seed: int = 0, **changes):
+# Values of numbers that switch something off or on; those of options with a few values are found in their types.
+NUMBERS = {
+    "instdisc": [{"bank_momentum": 0.0}, {"proximal": 0.0}, {"softmax": "parametric", "head": "mlp"}],
+    "deepcluster": [{"interval": 2}],
+    "swav": [{"queue_size": 0}, {"iterations": 0}, {"freeze_steps": 0}],
+    "barlow_twins": [{"weight": 0.0}],
+    "nnclr": [{"k": 4}, {"positive": "oracle", "k": 3}, {"momentum": 0.9, "refresh": True}],
+    "snclr": [{"k": 0}, {"k": 0, "momentum": None}, {"k": 96}],
+}
+
+
+def values(method: str, option: str) -> list:
+    """Those an option may take, where they are few: names, true or false, and null or a number."""
+    kind = METHODS.component(method).option_types()[option]
+    if kind is bool:
+        return [False, True]
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    return [None, 0.9] if type(None) in get_args(kind) else []
+
+
+def variants():
+    """Every training method as the profile has it, then with every other value of an option."""
+    for method in TRAINING:
+        given = SETTINGS.methods[method]
+        others = [{o: v} for o in given for v in values(method, o) if v != given[o]]
+        for options in [{}, *others, *NUMBERS.get(method, [])]:
+            yield pytest.param(method, options, id="-".join([method, *(f"{o}={v}" for o, v in options.items())]))
+
+
+VARIANTS = list(variants())
+each_variant = pytest.mark.parametrize(("method", "options"), VARIANTS)
+
+
+def config(method: str, seed: int = 0, options: dict | None = None, **changes):
     manifest = {"name": "m", "sha256": "0", "metric": "top1", "channels": 1, "height": 28, "width": 28}
     manifest |= {"rows": ROWS, "test_rows": TEST}
     manifests = dict.fromkeys(SETTINGS.datasets, manifest)
     raw = SETTINGS.model_dump(exclude_unset=True)
     raw["data"]["fraction"] = 1.0
     raw["seeds"] = [seed]
+    raw["methods"][method] |= options or {}
     raw["defaults"] |= {"batch": 64, "epochs": 1, "snapshots": [], **changes}
     return make_plan(params.check(raw), manifests).pretrain[method][0].config
 
 
-def trainer(method: str, folder: Path, channels: int = 1, seed: int = 0, **changes) -> Trainer:
-    return Trainer(config(method, seed, **changes), images(channels), Checkpoints(folder))
+def trainer(
+    method: str, folder: Path, channels: int = 1, seed: int = 0, options: dict | None = None, **changes
+) -> Trainer:
+    return Trainer(config(method, seed, options, **changes), images(channels), Checkpoints(folder))
 
 
 def first_batch(run: Trainer, rows: int = 16):
@@ -89,17 +127,17 @@ def test_the_same_seed_gives_the_same_bits(method, channels, tmp_path):
     assert bool(runs[0].history) == runs[0].method.trains
 
 
-@pytest.mark.parametrize("method", TRAINING)
-def test_training_moves_every_parameter_of_the_encoder(method, tmp_path):
-    run = trainer(method, tmp_path)
+@each_variant
+def test_training_moves_every_parameter_of_the_encoder(method, options, tmp_path):
+    run = trainer(method, tmp_path, options=options)
     before = {name: p.clone() for name, p in run.method.encoder.named_parameters()}
     run.run()
     assert all(not torch.equal(p, before[name]) for name, p in run.method.encoder.named_parameters())
 
 
-@pytest.mark.parametrize("method", TRAINING)
-def test_a_gradient_reaches_every_trained_parameter_and_no_momentum_branch_or_buffer(method, tmp_path):
-    run = trainer(method, tmp_path)
+@each_variant
+def test_a_gradient_reaches_every_trained_parameter_and_no_momentum_branch_or_buffer(method, options, tmp_path):
+    run = trainer(method, tmp_path, options=options)
     run._prepare()
     run.method.train()
     batch = first_batch(run)
@@ -114,9 +152,9 @@ def test_a_gradient_reaches_every_trained_parameter_and_no_momentum_branch_or_bu
     assert moved == {name for name, p in run.method.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("method", TRAINING)
-def test_computing_the_loss_changes_no_state_but_batch_statistics(method, tmp_path):
-    run = trainer(method, tmp_path)
+@each_variant
+def test_computing_the_loss_changes_no_state_but_batch_statistics(method, options, tmp_path):
+    run = trainer(method, tmp_path, options=options)
     run.method.eval()
     before = {name: t.clone() for name, t in run.method.state_dict().items()}
     batch = first_batch(run)
@@ -139,9 +177,9 @@ def test_a_short_last_batch_is_trained_on_where_it_is_kept_but_for_a_single_row(
     assert steps == {(64, "keep"): 4, (64, "drop"): 3, (43, "keep"): 5}
 
 
-@pytest.mark.parametrize("method", TRAINING)
-def test_rows_embedded_in_one_call_or_in_four_give_the_same_loss_in_eval_mode(method, tmp_path):
-    run = trainer(method, tmp_path)
+@each_variant
+def test_rows_embedded_in_one_call_or_in_four_give_the_same_loss_in_eval_mode(method, options, tmp_path):
+    run = trainer(method, tmp_path, options=options)
     run.method.eval()
     whole = run._batch(np.arange(32), np.zeros(32, dtype=np.int64), 0)
     parts = [run._batch(rows, np.zeros(8, dtype=np.int64), 0) for rows in np.arange(32).reshape(4, 8)]
@@ -153,9 +191,9 @@ def test_rows_embedded_in_one_call_or_in_four_give_the_same_loss_in_eval_mode(me
     torch.testing.assert_close(*losses, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", TRAINING)
-def test_at_collapse_the_loss_is_what_the_method_calls_chance(method, tmp_path):
-    run = trainer(method, tmp_path)
+@each_variant
+def test_at_collapse_the_loss_is_what_the_method_calls_chance(method, options, tmp_path):
+    run = trainer(method, tmp_path, options=options)
     run.method.eval()
     batch = first_batch(run)
     for module in run.method.modules():  # what was embedded before has collapsed as well
@@ -173,9 +211,9 @@ def test_at_collapse_the_loss_is_what_the_method_calls_chance(method, tmp_path):
 SYMMETRIC = ("simclr", "nnclr", "byol", "simsiam", "barlow_twins", "swav", "snclr")  # MoCo has one direction
 
 
-@pytest.mark.parametrize("method", SYMMETRIC)
-def test_a_symmetrised_loss_does_not_tell_the_two_global_views_apart(method, tmp_path):
-    run = trainer(method, tmp_path)
+@pytest.mark.parametrize(("method", "options"), [each for each in VARIANTS if each.values[0] in SYMMETRIC])
+def test_a_symmetrised_loss_does_not_tell_the_two_global_views_apart(method, options, tmp_path):
+    run = trainer(method, tmp_path, options=options)
     run.method.eval()
     batch = first_batch(run)
     swapped = replace(batch, views=[batch.views[1], batch.views[0], *batch.views[2:]])
@@ -187,10 +225,13 @@ class Killed(Exception):
     """Stands for a signal."""
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("method", TRAINING)
-def test_killed_and_resumed_in_mid_epoch_equals_a_straight_run_bit_for_bit(method, precision, tmp_path):
-    changes = {"epochs": 2, "last_batch": "keep", "precision": precision}
+@pytest.mark.parametrize(
+    ("method", "options", "precision"),
+    [pytest.param(*each.values, "fp32", id=f"{each.id}-fp32") for each in VARIANTS]
+    + [pytest.param(method, {}, "bf16", id=f"{method}-bf16") for method in TRAINING],
+)
+def test_killed_and_resumed_in_mid_epoch_equals_a_straight_run_bit_for_bit(method, options, precision, tmp_path):
+    changes = {"epochs": 2, "last_batch": "keep", "precision": precision, "options": options}
     straight = trainer(method, tmp_path / "straight", **changes)
     straight.run()
     assert (straight.per_epoch, straight.steps) == (4, 8)
@@ -210,6 +251,7 @@ def test_killed_and_resumed_in_mid_epoch_equals_a_straight_run_bit_for_bit(metho
     assert whole.keys() == again.keys()
     assert [name for name in whole if not torch.equal(whole[name], again[name])] == []
     assert resumed.history == straight.history
+    assert resumed.flops_between == straight.flops_between
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -229,7 +271,10 @@ def bounds():
     """Every option of every method with a bound, and a value just outside."""
     for method in METHODS:
         for option, field in options_model(METHODS.component(method)).model_fields.items():
-            marks = [m for mark in field.metadata for m in (mark if isinstance(mark, Interval) else [mark])]
+            optional = [m for kind in get_args(field.annotation) for m in getattr(kind, "__metadata__", ())]
+            marks = [
+                m for mark in (*field.metadata, *optional) for m in (mark if isinstance(mark, Interval) else [mark])
+            ]
             for mark in marks:
                 if isinstance(mark, Gt):
                     yield method, option, mark.gt

@@ -22,7 +22,14 @@ STUDY = {"base": "simclr", "vary": {"methods.simclr.dim": [8, 16]}, "protocols":
 JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.0, "hue": 0.0, "p": 0.8}
 CROP = {"scale": [0.3, 1.0], "ratio": [0.75, 1.25]}
 LOCAL = {"role": "local", "count": 1, "size": 14, "ops": [{"crop": CROP}]}
-SNCLR = {"temperature": 0.2, "queue_size": 64, "k": 5, "scale": 1.0, "momentum": 0.9, "hidden": 8, "dim": 8}
+SNCLR = {"temperature": 0.2, "normalize": True, "queue_size": 64, "k": 5, "positiveness": "softmax"} | {
+    "attention": "learnt",
+    "scale": 1.0,
+    "momentum": 0.9,
+    "head": "mlp",
+    "hidden": 8,
+    "dim": 8,
+}
 
 
 def raw():
@@ -104,7 +111,7 @@ REFUSED = {
     ),
     "misspelt_option_of_a_method": (
         {"methods.simclr.temprature": 0.2},
-        ["methods.simclr.temprature:", "0.2", "mean 'temperature'", "dim, hidden"],
+        ["methods.simclr.temprature:", "0.2", "mean 'temperature'", "dim, head, hidden"],
     ),
     "missing_option_of_a_method": ({"methods.simclr.dim": ABSENT}, ["methods.simclr.dim: missing", "hidden"]),
     "option_of_a_method_at_its_bound": (

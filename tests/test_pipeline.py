@@ -191,6 +191,23 @@ def test_a_stage_takes_its_cells_from_the_cache_where_the_store_is_empty(restore
     assert all("adopted" in path.read_text() for path in environments)
 
 
+def test_a_method_in_one_file_and_a_line_of_params_is_in_every_table(done, tmp_path):
+    more = Workspace(tmp_path)
+    shutil.copytree(done.store, more.store)
+    source = (more.root / "bench" / "methods" / "simclr.py").read_text()
+    mine = source.replace("class SimCLR(", "class Mine(").replace('= "SimCLR"', '= "My method"')
+    (more.root / "bench" / "methods" / "mine.py").write_text(mine)
+    text = (more.root / PARAMS).read_text()
+    options = re.search(r"(?m)^  simclr: (\{temperature.*)$", text)
+    more.edit(PARAMS, options[0], f"{options[0]}\n  mine: {options[1]}")
+    more.run("bench", "submit")
+    more.run("bench", "report", "--partial")
+    tables = sorted((more.here / "reports-partial" / "tables").glob("*.md"))
+    with_methods = [path.name for path in tables if "| NNCLR |" in path.read_text()]
+    assert with_methods == [path.name for path in tables if "| My method |" in path.read_text()]
+    assert {"main.md", "over_random_init.md"} <= set(with_methods)
+
+
 def test_a_removed_method_leaves_nothing_behind(done, tmp_path):
     fewer = Workspace(tmp_path)
     fewer.store.parent.mkdir(exist_ok=True)

@@ -4,11 +4,14 @@ import os
 import re
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 from bench.exhibits.base import Table
+from bench.exhibits.tuning_table import best_of, tuning_table
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = ROOT / "reports"
@@ -57,6 +60,26 @@ def test_commands_that_the_readme_names_exist():
     targets = (ROOT / "Makefile").read_text()
     for target in re.findall(r"make (\w+)", text):
         assert re.search(rf"^{target}:", targets, re.MULTILINE), target
+
+
+def test_the_best_of_k_trials_is_expected_over_all_choices_of_k():
+    scores = [0.3, 0.9, 0.5, 0.5]
+    for k, found in enumerate(best_of(scores), 1):
+        assert found == pytest.approx(fmean(max(chosen) for chosen in combinations(scores, k)))
+    assert best_of(scores)[0] == pytest.approx(fmean(scores))
+    assert best_of(scores)[-1] == 0.9
+
+
+def test_the_tuning_table_adds_up_a_methods_trials():
+    trials = [
+        {"method": "simclr", "levels": {"lr": lr}, "scores": scores, "flops": 10**12}
+        for lr, scores in ((1, [0.5, 0.7]), (2, [0.8, 0.8]))
+    ]
+    trials.append({"method": "byol", "levels": {"lr": 1}, "scores": [0.25, 0.75], "flops": 3 * 10**12})
+    table = tuning_table({"seeds": [1000, 1001], "protocol": "linear", "images": 400, "trials": trials})
+    assert table is not None
+    assert table.rows == [["SimCLR", "2", "2.0", "70.00", "80.00"], ["BYOL", "1", "3.0", "50.00", "–"]]
+    assert tuning_table({"trials": []}) is None
 
 
 def test_a_table_is_equal_in_every_form():

@@ -130,7 +130,7 @@ class Small(Encoder):
 
 def conv4(seed=0):
     torch.manual_seed(seed)
-    return Conv4(1, width=2, stem_stride=1).eval()
+    return Conv4(1, width=2, stem_stride=1, sobel=False).eval()
 
 
 def small(seed=0):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from bench.losses import info_nce
 from bench.methods.base import Batch, DataInfo, Progress
@@ -359,7 +360,14 @@ class Linear(torch.nn.Module):
         return self.layer(x.flatten(1))
 
 
-OPTIONS = {"temperature": 0.2, "queue_size": 16, "k": 3, "scale": 2.0, "momentum": 0.9, "hidden": 8, "dim": 5}
+OPTIONS = {"temperature": 0.2, "normalize": True, "queue_size": 16, "k": 3, "positiveness": "softmax"} | {
+    "attention": "learnt",
+    "scale": 2.0,
+    "momentum": 0.9,
+    "head": "mlp",
+    "hidden": 8,
+    "dim": 5,
+}
 
 
 def build(**options) -> SNCLR:
@@ -446,8 +454,6 @@ def test_the_loss_is_the_mean_of_both_directions(k):
 
 def test_without_neighbours_it_is_info_nce_with_a_momentum_branch():
     method, b = build(k=0), batch()
-    assert method.f1 is None
-    assert method.f2 is None
     assert not [name for name, _ in method.named_parameters() if name.startswith("f")]
     e = method.embed(b)
     wanted = (info_nce(e["z1"], e["k2"], 0.2) + info_nce(e["z2"], e["k1"], 0.2)) / 2
@@ -564,3 +570,44 @@ def test_queue_and_branch_survive_a_round_trip_of_the_state():
         follow(method, e, b)
         follow(other, restored, b)
     assert torch.equal(method.queue.rows, other.queue.rows)
+
+
+# ---- the ablations
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("softmax", [[0.09003057, 0.24472847, 0.66524096], [1 / 3, 1 / 3, 1 / 3]]),
+        ("zero", [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]),
+        ("one", [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]),
+        ("threshold", [[0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]),
+    ],
+)
+def test_positiveness_of_each_kind_is_divided_by_gamma(kind, expected):
+    attention = torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]])
+    torch.testing.assert_close(positiveness(attention, 2.0, kind), torch.tensor(expected) / 2)
+
+
+def test_the_cosine_attention_has_no_f1_and_f2():
+    method, b = build(attention="cosine"), batch()
+    assert not any(name.startswith(("f1", "f2")) for name, _ in method.named_parameters())
+    e = method.embed(b)
+    y = method.projector(method.encoder(b.views[0]))
+    torch.testing.assert_close(e["a1"], torch.einsum("nd,nkd->nk", F.normalize(y, dim=1), e["nn1"]))
+
+
+@pytest.mark.parametrize("kind", ["zero", "one", "threshold"])
+def test_a_constant_positiveness_trains_no_attention(kind):
+    method = build(positiveness=kind)
+    assert not any(name.startswith(("f1", "f2")) for name, _ in method.named_parameters())
+
+
+def test_without_a_momentum_branch_keys_are_the_online_projections_and_carry_no_gradient():
+    method, b = build(momentum=None), batch()
+    e = method.embed(b)
+    assert method.branch is None
+    torch.testing.assert_close(e["k1"], method.projector(method.encoder(b.views[0])))
+    assert not e["k1"].requires_grad
+    method.after_step({k: v.detach() for k, v in e.items()}, b, Progress(0, 10, 0))
+    torch.testing.assert_close(method.queue.rows[-8:], F.normalize(e["k2"], dim=1))

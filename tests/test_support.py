@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from bench.losses import info_nce
-from bench.methods.base import Batch, DataInfo, Progress
-from bench.methods.nnclr import NNCLR, nnclr_loss
+from bench.methods.nnclr import nnclr_loss
 from bench.support import NOISE, MemoryBank, SupportSet
 
 
@@ -168,61 +167,3 @@ def test_no_gradient_flows_into_neighbours():
 def test_at_collapse_the_loss_is_ln_n():
     same = torch.ones(9, 4)
     assert nnclr_loss(same, same, 0.1).item() == pytest.approx(math.log(9))
-
-
-class Flat(torch.nn.Module):
-    """An encoder that shows the pixels: embeddings can be followed by hand."""
-
-    dim = 4
-
-    def forward(self, x):
-        return x.flatten(1)
-
-
-def nnclr(rows: int = 64) -> NNCLR:
-    torch.manual_seed(0)
-    options = {"temperature": 0.1, "support_size": 16, "hidden": 8, "dim": 4, "predictor_hidden": 8}
-    return NNCLR(Flat(), DataInfo(rows, 10, 1, 2), seed=0, **options)  # type: ignore[arg-type]
-
-
-def batch(step: int, n: int = 8) -> Batch:
-    views = [numbers(n, 1, 2, 2, seed=10 * step + v) for v in range(2)]
-    index = torch.arange(n) + n * step
-    return Batch(views, index, index % 10, torch.zeros(n, dtype=torch.int64), 0, step)
-
-
-def test_a_step_looks_up_before_it_enqueues_and_never_finds_its_own_rows():
-    method = nnclr()
-    for step in range(6):
-        b = batch(step)
-        before = method.support.rows.clone()
-        e = method.embed(b)
-        loss, logs = method.loss(e, b)
-        expected = [
-            nnclr_loss(before[(F.normalize(e[z], dim=1) @ before.mT).argmax(1)], e[p], 0.1)
-            for z, p in (("z1", "p2"), ("z2", "p1"))
-        ]
-        torch.testing.assert_close(loss, sum(expected) / 2)
-        assert logs["same_image"] == 0.0  # every image comes once here, so its own row could only be its own
-        assert torch.equal(method.support.rows, before)
-        method.after_step({k: v.detach() for k, v in e.items()}, b, Progress(step, 6, 0))
-        torch.testing.assert_close(method.support.rows[-8:], F.normalize(e["z1"], dim=1).detach())
-        assert method.support.index[-8:].tolist() == b.index.tolist()
-
-
-def test_purity_and_same_image_are_counted_from_the_origins():
-    method = nnclr()
-    first = batch(0)
-    e = method.embed(first)
-    assert method.loss(e, first)[1] == {"neighbour_purity": 0.0, "same_image": 0.0}  # noise counts as neither
-    for _ in range(2):  # fill all 16 rows with these 8 images
-        method.after_step({k: v.detach() for k, v in e.items()}, first, Progress(0, 2, 0))
-    assert method.loss(e, first)[1] == {"neighbour_purity": 1.0, "same_image": 1.0}
-    other = Batch(first.views, first.index + 8, (first.labels + 1) % 10, first.occurrence, 0, 1)
-    assert method.loss(e, other)[1] == {"neighbour_purity": 0.0, "same_image": 0.0}
-
-
-def test_the_loss_does_not_change_when_the_views_are_swapped():
-    method, b = nnclr().eval(), batch(0)
-    swapped = Batch(b.views[::-1], b.index, b.labels, b.occurrence, 0, 0)
-    torch.testing.assert_close(method.loss(method.embed(b), b)[0], method.loss(method.embed(swapped), swapped)[0])

@@ -255,11 +255,13 @@ class Flat(torch.nn.Module):
 OPTIONS = {
     "prototypes": 5,
     "temperature": 0.1,
+    "normalize": True,
     "epsilon": 0.05,
     "iterations": 3,
     "queue_size": 16,
     "queue_from": 1,
     "freeze_steps": 0,
+    "head": "mlp",
     "hidden": 8,
     "dim": 3,
 }

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bench.encoders.base import Encoder
 from bench.encoders.layers import numbered, pool_to
+from bench.encoders.sobel import Sobel
 from bench.options import PositiveInt
 
 STRIDE = 2
@@ -24,18 +25,20 @@ class Conv4(Encoder):
         channels: channels of the images.
         width: w, the channels of the first block; the others have 2w, 4w and 8w.
         stem_stride: stride of the first block.
+        sobel: Sobel filters in place of colour.
     """
 
-    def __init__(self, channels: int, *, width: PositiveInt, stem_stride: PositiveInt):
+    def __init__(self, channels: int, *, width: PositiveInt, stem_stride: PositiveInt, sobel: bool):
         super().__init__()
-        widths = [channels, width, 2 * width, 4 * width, 8 * width]
+        self.sobel = Sobel(channels) if sobel else nn.Identity()
+        widths = [Sobel.channels_out if sobel else channels, width, 2 * width, 4 * width, 8 * width]
         strides = [stem_stride, STRIDE, STRIDE, 1]
         blocks = [_block(*pair, stride) for pair, stride in zip(pairwise(widths), strides, strict=True)]
         self.blocks = nn.Sequential(*blocks)
         self.dim = widths[-1] * POOLED**2
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-        return pool_to(self.blocks(x), POOLED).flatten(1)  # (n, dim)
+        return pool_to(self.blocks(self.sobel(x)), POOLED).flatten(1)  # (n, dim)
 
     def layers(self) -> dict[str, nn.Module]:
         return numbered(self.blocks)

@@ -9,7 +9,7 @@ def loss_curves(gathered: dict[str, Any]) -> Figure:
     """Loss / loss at chance against the epoch: the mean over seeds thick, every seed thin."""
     methods = [m for m in gathered["methods"] if _curves(gathered, m)]
     with drawing("loss") as plt:
-        figure, axis = plt.subplots(figsize=(4.6, 3.0))
+        figure, axis = plt.subplots(figsize=(6.4, 3.2))
         for method in methods:
             style = look(method, gathered["methods"])
             curves = _curves(gathered, method)
@@ -21,13 +21,14 @@ def loss_curves(gathered: dict[str, Any]) -> Figure:
         epochs_on(axis)
         axis.set_ylabel("training loss / loss at chance")
         if methods:
-            axis.legend(frameon=False)
+            axis.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         figure.tight_layout()
         return finish(
             "loss",
             "Does training go down, and do seeds agree? Mean training loss of each epoch, divided by the loss "
             "of an encoder that tells nothing apart (SimCLR: ln(2n - 1), NNCLR: ln n, supervised: ln of the "
-            "number of classes), so that methods can share the axis. Thick: mean over seeds; thin: each seed.",
+            "number of classes), so that methods can share the axis; methods without such a loss (BYOL, SimSiam, Barlow "
+            "Twins) are left out. Thick: mean over seeds; thin: each seed.",
             f"Scaled training loss against epoch for {', '.join(map(display, methods)) or 'no method'}",
             figure,
         )

@@ -17,9 +17,12 @@ def main_table(frame: pd.DataFrame, gathered: dict[str, Any]) -> Table:
     """
     headline = headlines(frame, gathered)
     missing = {(cell["method"], cell["name"]) for cell in gathered["missing"]}
+    costs = {cell["method"]: cell["cost"] for cell in gathered["pretraining"]}  # equal at all seeds
     rows, data = [], []
     for method in gathered["rows"]:
         texts, n = [], 0
+        cost = costs.get(method)
+        per_image = cost and cost["flops"] / max(1, cost["images"])
         for protocol, metric in headline.items():
             chosen = frame[(frame["method"] == method) & (frame["protocol"] == protocol) & (frame["metric"] == metric)]
             if chosen.empty:
@@ -32,11 +35,14 @@ def main_table(frame: pd.DataFrame, gathered: dict[str, Any]) -> Table:
             data.append(
                 {"method": method, "protocol": protocol, "metric": metric}
                 | {"mean": round(interval.mean, DECIMALS), "half_width_95": half, "n": interval.n}
+                | {"flops_per_image": "" if per_image is None else round(per_image)}
             )
-        rows.append([display(method), str(n), *texts])
-    columns = ["Method", "n", *(f"{p} {metric.replace('_', ' ')}" for p, metric in headline.items())]
+        rows.append([display(method), str(n), "–" if per_image is None else f"{per_image / 1e6:.1f}", *texts])
+    columns = ["Method", "n", "MFLOP / image", *(f"{p} {metric.replace('_', ' ')}" for p, metric in headline.items())]
     caption = (
         f"Accuracy (%) on {gathered['data']['name']}: mean ± half-width of the 95 % Student t interval over n seeds; "
-        "a row of one value has no interval; – where a protocol wants an encoder and the row has none."
+        "a row of one value has no interval; – where a protocol wants an encoder and the row has none. MFLOP / image: "
+        "counted operations (of matrix products and convolutions) that training takes for each image it shows, "
+        "by which methods compare at equal compute."
     )
     return Table("main", caption, columns, rows, data)

@@ -13,9 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bench.encoders.base import Encoder
-from bench.heads import mlp
+from bench.heads import Projector
+from bench.losses import precise
 from bench.methods.base import Batch, DataInfo, Method
-from bench.options import NonNegative, PositiveInt
+from bench.options import Head, NonNegative, PositiveInt
 
 EPSILON = 1e-5  # added to the variance, as in batch normalisation
 
@@ -28,6 +29,7 @@ class BarlowTwins(Method):
         data: the training subset.
         seed: the cell's seed.
         weight: lambda, of the off-diagonal terms.
+        head: of the projection: none, linear or mlp.
         hidden: width of the projection's two hidden layers.
         dim: of z.
     """
@@ -42,11 +44,12 @@ class BarlowTwins(Method):
         *,
         seed: int,
         weight: NonNegative,
+        head: Head,
         hidden: PositiveInt,
         dim: PositiveInt,
     ):
         super().__init__(encoder)
-        self.projector = mlp([encoder.dim, hidden, hidden, dim], last="unbiased")
+        self.projector = Projector(encoder.dim, head, [hidden, hidden], dim, last="unbiased")
         self.weight = weight
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
@@ -68,6 +71,6 @@ def barlow_twins_loss(z1: Float[Tensor, "n d"], z2: Float[Tensor, "n d"], weight
 
 def _standardised(z: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     """Mean 0 and (population) variance 1 over the batch, in at least single precision."""
-    z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+    z = precise(z)
     centred = z - z.mean(0)
     return centred / (centred.square().mean(0) + EPSILON).sqrt()

@@ -13,11 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bench.encoders.base import Encoder
-from bench.heads import mlp
-from bench.losses import spread, unit
+from bench.heads import Projector, mlp
+from bench.losses import precise, spread, unit
 from bench.methods.base import Batch, DataInfo, Method, Progress
 from bench.momentum import Momentum, cosine_to_one
-from bench.options import Fraction, PositiveInt
+from bench.options import Fraction, Head, PositiveInt
 
 
 class BYOL(Method):
@@ -28,6 +28,8 @@ class BYOL(Method):
         data: the training subset.
         seed: the cell's seed.
         momentum: tau at the start.
+        normalize: p and z' are of unit length.
+        head: of the projection: none, linear or mlp.
         hidden: width of the hidden layers of projection and prediction.
         dim: of z and p.
     """
@@ -42,14 +44,16 @@ class BYOL(Method):
         *,
         seed: int,
         momentum: Fraction,
+        normalize: bool,
+        head: Head,
         hidden: PositiveInt,
         dim: PositiveInt,
     ):
         super().__init__(encoder)
-        self.projector = mlp([encoder.dim, hidden, dim], last="unbiased")
-        self.predictor = mlp([dim, hidden, dim], last="unbiased")
+        self.projector = Projector(encoder.dim, head, [hidden], dim, last="unbiased")
+        self.predictor = mlp([self.projector.dim, hidden, self.projector.dim], last="unbiased")
         self.target = Momentum(encoder, self.projector)
-        self.momentum = momentum
+        self.momentum, self.normalize = momentum, normalize
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         p1, p2 = (self.predictor(self.projector(self.encoder(x))) for x in batch.views)  # (n, d) each
@@ -57,12 +61,19 @@ class BYOL(Method):
         return {"p1": p1, "p2": p2, "z1": z1, "z2": z2}
 
     def loss(self, e: dict[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        return byol_loss(e["p1"], e["z2"]) + byol_loss(e["p2"], e["z1"]), {"z_std": spread(e["z1"])}
+        pairs = (e["p1"], e["z2"]), (e["p2"], e["z1"])
+        loss1, loss2 = (byol_loss(p, z, normalize=self.normalize) for p, z in pairs)
+        return loss1 + loss2, {"z_std": spread(e["z1"])}
 
     def after_step(self, e: dict[str, Tensor], batch: Batch, progress: Progress) -> None:
         self.target.follow(cosine_to_one(self.momentum, progress.step, progress.steps))
 
 
-def byol_loss(p: Float[Tensor, "n d"], z: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    """Eq. 2, one direction: |p / |p| - z / |z||^2 = 2 - 2 cos(p, z), mean over rows; z carries no gradient."""
+def byol_loss(p: Float[Tensor, "n d"], z: Float[Tensor, "n d"], *, normalize: bool = True) -> Float[Tensor, ""]:
+    """Eq. 2, one direction: |p / |p| - z / |z||^2 = 2 - 2 cos(p, z), mean over rows; z carries no gradient.
+
+    |p - z|^2 where `normalize` is false.
+    """
+    if not normalize:
+        return (precise(p) - precise(z.detach())).square().sum(1).mean()
     return 2 - 2 * (unit(p) * unit(z.detach())).sum(1).mean()

@@ -5,8 +5,9 @@ memory bank holds one unit v_i for each of the N images, from its last visit. ta
 
 `softmax` chooses the classifier: `parametric`, w_i . v with a weight per image (eq. 1); `full`, v_i . v / tau over the
 whole bank, v of unit length (eq. 2); `nce`, noise-contrastive estimation of that with m drawn negatives (eq. 4 to
-7), whose constant Z is estimated in the first `z_batches` batches (eq. 8) and then frozen, as state. lambda:
-`proximal`, the pull of v towards its row of the bank (section 3.3). The bank is updated after the step: row =
+7), whose constant Z is estimated in the first `z_batches` batches (eq. 8) and then frozen, as state; or, as
+ablations, estimated anew in each batch, or each row's own sum over the bank. lambda: `proximal`, the pull of v towards
+its row of the bank (section 3.3). The bank is updated after the step: row =
 momentum * row + (1 - momentum) * v, made unit.
 
 Deviations: the bank begins as unit rows (the released code's have that length in expectation); Z is estimated from
@@ -23,9 +24,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bench.encoders.base import Encoder
-from bench.losses import unit
+from bench.heads import Projector
+from bench.losses import precise, unit
 from bench.methods.base import Batch, DataInfo, Method, Progress
-from bench.options import Fraction, NonNegative, Positive, PositiveInt, TrainingRowCount
+from bench.options import Fraction, Head, NonNegative, Positive, PositiveInt, TrainingRowCount
 from bench.random import Address
 from bench.support import MemoryBank
 
@@ -39,10 +41,14 @@ class InstDisc(Method):
         seed: the cell's seed.
         softmax: parametric, full or nce.
         negatives: m, of nce.
-        z_batches: batches from which nce's Z is estimated.
+        z: of nce: frozen, reestimated or exact.
+        z_batches: batches from which the frozen Z is estimated.
         temperature: tau, of full and nce.
+        normalize: of full and nce: v is of unit length, as the bank's rows are.
         proximal: lambda; 0 for none.
         bank_momentum: share of the old row in the bank's new one; the paper replaces rows (0), its code mixes (0.5).
+        head: of the projection: none, linear (the paper's) or mlp.
+        hidden: width of the mlp's hidden layer.
         dim: of v.
     """
 
@@ -59,20 +65,25 @@ class InstDisc(Method):
         seed: int,
         softmax: Literal["parametric", "full", "nce"],
         negatives: TrainingRowCount,
+        z: Literal["frozen", "reestimated", "exact"],
         z_batches: PositiveInt,
         temperature: Positive,
+        normalize: bool,
         proximal: NonNegative,
         bank_momentum: Fraction,
+        head: Head,
+        hidden: PositiveInt,
         dim: PositiveInt,
     ):
         super().__init__(encoder)
-        self.projector = nn.Linear(encoder.dim, dim)
+        self.projector = Projector(encoder.dim, head, [hidden], dim, last="linear")
+        dim = self.projector.dim
         self.classifier = nn.Linear(dim, data.rows, bias=False) if softmax == "parametric" else None
         self.bank = MemoryBank(data.rows, dim, bank_momentum, seed)
         self.register_buffer("z_sum", torch.zeros((), dtype=torch.float64))  # of the estimates so far
         self.register_buffer("z_count", torch.zeros((), dtype=torch.int64))
         self.seed, self.softmax, self.negatives, self.z_batches = seed, softmax, negatives, z_batches
-        self.temperature, self.proximal = temperature, proximal
+        self.z, self.temperature, self.normalize, self.proximal = z, temperature, normalize, proximal
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         v = self.projector(self.encoder(batch.views[0]))  # (n, d)
@@ -83,13 +94,25 @@ class InstDisc(Method):
         if self.softmax == "parametric":
             loss = F.cross_entropy(e["logits"].float(), batch.index)
         elif self.softmax == "full":
-            loss = softmax_loss(e["v"], rows, batch.index, self.temperature)
+            loss = softmax_loss(e["v"], rows, batch.index, self.temperature, normalize=self.normalize)
         else:
             drawn = self._draw(batch)
-            z_sum, z_count = self._estimate(e["v"], drawn)
-            logs["z"] = float(z_sum / z_count)
-            loss = nce_loss(e["v"], rows, batch.index, drawn, self.temperature, logs["z"])
+            z = self._z(e["v"].detach(), drawn)
+            loss = nce_loss(e["v"], rows, batch.index, drawn, self.temperature, z, normalize=self.normalize)
+            logs["z"] = float(z.mean())
         return loss + self.proximal * proximal_term(e["v"], rows[batch.index]), logs
+
+    def _z(self, v: Tensor, drawn: Tensor) -> Tensor:
+        """Z, in double precision: one for all rows, or (n,)."""
+        if self.z == "exact":
+            return exact_z(v, self.bank.rows, self.temperature, normalize=self.normalize)
+        if self.z == "reestimated":
+            return self._estimate_z(v, drawn)
+        z_sum, z_count = self._estimate(v, drawn)
+        return z_sum / z_count
+
+    def _estimate_z(self, v: Tensor, drawn: Tensor) -> Tensor:
+        return estimate_z(v, self.bank.rows, drawn, self.temperature, normalize=self.normalize)
 
     def chance(self, rows: int) -> float:
         m = self.negatives
@@ -98,8 +121,8 @@ class InstDisc(Method):
         return math.log(len(self.bank.rows))
 
     def after_step(self, e: dict[str, Tensor], batch: Batch, progress: Progress) -> None:
-        if self.softmax == "nce" and self.z_count < self.z_batches:
-            z_sum, z_count = self._estimate(e["v"], self._draw(batch))
+        if self.softmax == "nce" and self.z == "frozen" and self.z_count < self.z_batches:
+            z_sum, z_count = self._estimate(e["v"].detach(), self._draw(batch))
             self.z_sum.copy_(z_sum)
             self.z_count.copy_(z_count)
         self.bank.update(batch.index, e["v"])
@@ -108,8 +131,7 @@ class InstDisc(Method):
         """Sum and number of the estimates of Z with this batch's, or without once it is frozen."""
         if self.z_count >= self.z_batches:
             return self.z_sum, self.z_count
-        estimate = estimate_z(v.detach(), self.bank.rows, drawn, self.temperature)
-        return self.z_sum + estimate, self.z_count + 1
+        return self.z_sum + self._estimate_z(v, drawn), self.z_count + 1
 
     def _draw(self, batch: Batch) -> Int[Tensor, "n m"]:
         """Addressed negatives, uniform over all images; more of them begin with fewer."""
@@ -120,11 +142,16 @@ class InstDisc(Method):
 
 
 def softmax_loss(
-    v: Float[Tensor, "n d"], bank: Float[Tensor, "N d"], index: Int[Tensor, " n"], temperature: float
+    v: Float[Tensor, "n d"],
+    bank: Float[Tensor, "N d"],
+    index: Int[Tensor, " n"],
+    temperature: float,
+    *,
+    normalize: bool = True,
 ) -> Float[Tensor, ""]:
     """Eq. 2: -log P(i | v) with P the softmax of v_j . v / tau over the bank; mean. At chance it is ln N."""
     with torch.autocast(v.device.type, enabled=False):
-        v = unit(v)
+        v = unit(v) if normalize else precise(v)
         logits = v @ bank.to(v.dtype).mT / temperature  # (n, N)
     return F.cross_entropy(logits, index)
 
@@ -135,24 +162,43 @@ def nce_loss(
     index: Int[Tensor, " n"],
     negatives: Int[Tensor, "n m"],
     temperature: float,
-    z: float,
+    z: float | Tensor,
+    *,
+    normalize: bool = True,
 ) -> Float[Tensor, ""]:
     """Eq. 7: -log h(i, v) - sum over the m negatives j of log(1 - h(j, v)); mean over rows.
 
-    h = P / (P + m / N) (eq. 6) with P(j | v) = exp(v_j . v / tau) / Z (eq. 4). v is normalised here.
+    h = P / (P + m / N) (eq. 6) with P(j | v) = exp(v_j . v / tau) / Z (eq. 4). v is normalised here, unless `normalize`
+    is false. Z is one number, or one for each row (n,).
     """
-    v = unit(v)
-    log_ratio = math.log(z * negatives.shape[1] / len(bank))  # of Z m / N: h = sigmoid(v_j . v / tau - this)
+    v = unit(v) if normalize else precise(v)
+    ratio = torch.as_tensor(z, dtype=torch.float64, device=v.device) * (negatives.shape[1] / len(bank))  # Z m / N
+    log_ratio = ratio.log().to(v.dtype).expand(len(v))  # h = sigmoid(v_j . v / tau - this)
     positive = (v * bank[index].to(v.dtype)).sum(1) / temperature - log_ratio  # (n,)
-    negative = _products(v, bank, negatives) / temperature - log_ratio  # (n, m)
+    negative = _products(v, bank, negatives) / temperature - log_ratio[:, None]  # (n, m)
     return -(F.logsigmoid(positive) + F.logsigmoid(-negative).sum(1)).mean()
 
 
 def estimate_z(
-    v: Float[Tensor, "n d"], bank: Float[Tensor, "N d"], negatives: Int[Tensor, "n m"], temperature: float
+    v: Float[Tensor, "n d"],
+    bank: Float[Tensor, "N d"],
+    negatives: Int[Tensor, "n m"],
+    temperature: float,
+    *,
+    normalize: bool = True,
 ) -> Tensor:
     """Eq. 8: Z is about N times the mean of exp(v_j . v / tau) over the rows' negatives j; in double precision."""
-    return len(bank) * (_products(unit(v), bank, negatives).double() / temperature).exp().mean()
+    v = unit(v) if normalize else precise(v)
+    return len(bank) * (_products(v, bank, negatives).double() / temperature).exp().mean()
+
+
+def exact_z(
+    v: Float[Tensor, "n d"], bank: Float[Tensor, "N d"], temperature: float, *, normalize: bool = True
+) -> Float[Tensor, " n"]:
+    """Eq. 4: each row's Z, the sum of exp(v_j . v / tau) over the whole bank; in double precision."""
+    v = unit(v) if normalize else precise(v)
+    with torch.autocast(v.device.type, enabled=False):
+        return ((v @ bank.to(v.dtype).mT).double() / temperature).exp().sum(1)
 
 
 def proximal_term(v: Float[Tensor, "n d"], old: Float[Tensor, "n d"]) -> Float[Tensor, ""]:

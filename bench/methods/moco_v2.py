@@ -16,11 +16,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bench.encoders.base import Encoder
-from bench.heads import mlp
-from bench.losses import unit
+from bench.heads import Projector
+from bench.losses import precise, unit
 from bench.methods.base import Batch, DataInfo, Method, Progress
 from bench.momentum import Momentum
-from bench.options import Fraction, Positive, PositiveInt
+from bench.options import Fraction, Head, Positive, PositiveInt
 from bench.support import SupportSet
 
 
@@ -32,8 +32,10 @@ class MoCoV2(Method):
         data: the training subset.
         seed: the cell's seed.
         temperature: tau.
+        normalize: q is of unit length, as keys always are.
         queue_size: how many negatives.
         momentum: m of the key encoder, constant.
+        head: of the projection: none, linear or mlp.
         hidden: width of the projection's hidden layer.
         dim: of q and k.
     """
@@ -48,23 +50,25 @@ class MoCoV2(Method):
         *,
         seed: int,
         temperature: Positive,
+        normalize: bool,
         queue_size: PositiveInt,
         momentum: Fraction,
+        head: Head,
         hidden: PositiveInt,
         dim: PositiveInt,
     ):
         super().__init__(encoder)
-        self.projector = mlp([encoder.dim, hidden, dim], last="linear", norm=False)
+        self.projector = Projector(encoder.dim, head, [hidden], dim, last="linear", norm=False)
         self.key_encoder = Momentum(encoder, self.projector)
-        self.queue = SupportSet(queue_size, dim, seed)
-        self.temperature, self.momentum = temperature, momentum
+        self.queue = SupportSet(queue_size, self.projector.dim, seed)
+        self.temperature, self.normalize, self.momentum = temperature, normalize, momentum
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         x1, x2 = batch.views
         return {"q": self.projector(self.encoder(x1)), "k": self.key_encoder(x2)}  # (n, d) each
 
     def loss(self, e: dict[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        return moco_loss(e["q"], e["k"], self.queue.rows, self.temperature), {}
+        return moco_loss(e["q"], e["k"], self.queue.rows, self.temperature, normalize=self.normalize), {}
 
     def chance(self, rows: int) -> float:
         return math.log(self.queue.size + 1)
@@ -75,14 +79,20 @@ class MoCoV2(Method):
 
 
 def moco_loss(
-    q: Float[Tensor, "n d"], k: Float[Tensor, "n d"], queue: Float[Tensor, "m d"], temperature: float
+    q: Float[Tensor, "n d"],
+    k: Float[Tensor, "n d"],
+    queue: Float[Tensor, "m d"],
+    temperature: float,
+    *,
+    normalize: bool = True,
 ) -> Float[Tensor, ""]:
     """Eq. 1 of 1911.05722: a row's candidates are its own key and the queue's m rows; mean.
 
-    q and k are normalised here, k carries no gradient; the queue is taken as it is. At chance it is ln(m + 1).
+    q and k are normalised here, q unless `normalize` is false, k carries no gradient; the queue is taken as it is. At
+    chance it is ln(m + 1).
     """
     with torch.autocast(q.device.type, enabled=False):
-        q, k = unit(q), unit(k.detach())
+        q, k = unit(q) if normalize else precise(q), unit(k.detach())
         positive = (q * k).sum(1, keepdim=True)  # (n, 1)
         negative = q @ queue.to(q.dtype).mT  # (n, m)
     logits = torch.cat([positive, negative], 1) / temperature  # (n, 1 + m)

@@ -10,36 +10,50 @@ not looked up. An older embedding of the same image may be the neighbour: how
 often it is, and how often the neighbour's class is the image's, is in the history (rows of Q that no image
 has filled yet count as neither).
 
-Deviations: none in the loss. Widths are options.
+The ablations of sections 4.3 and 4.4 are options: the positive is the image itself, its `k` nearest neighbours (the
+loss is the mean over them), the nearest of its own class, or a soft one, the mean of Q weighted by
+softmax(z . q / tau); z of a momentum branch, looked up and stored; no prediction; a Q embedded anew before each epoch.
+
+Deviations: none in the loss. Widths are options. How k neighbours enter the loss, the soft one's temperature and the
+branch's constant momentum are ours: the paper does not say. Where Q holds too few rows of a class, the positive is the
+image itself.
 """
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.encoders.base import Encoder
-from bench.heads import mlp
-from bench.losses import similarities
-from bench.methods.base import Batch, DataInfo, Method, Progress
-from bench.options import Positive, PositiveInt
+from bench.heads import Projector, mlp
+from bench.losses import info_nce, similarities
+from bench.methods.base import Batch, DataInfo, Extract, Method, Progress
+from bench.momentum import Momentum
+from bench.options import Annotated, AtMost, Fraction, Head, Positive, PositiveInt
 from bench.support import NOISE, SupportSet
 
 
 class NNCLR(Method):
-    """NNCLR, without a momentum encoder.
+    """NNCLR.
 
     Args:
         encoder: f.
         data: the training subset.
         seed: the cell's seed.
         temperature: tau.
+        normalize: compare by cosine; else p as it is.
+        positive: nearest, self, oracle (the nearest of the same class) or soft.
+        k: how many neighbours, of nearest and oracle.
         support_size: how many embeddings Q holds.
+        warm_up: the positive is the image itself until embeddings have filled Q.
+        refresh: embed the images in Q anew, as they are, before each epoch.
+        momentum: of a branch that gives z; null for none.
+        head: of the projection: none, linear or mlp.
         hidden: width of the projection's two hidden layers.
         dim: of z and p.
+        predictor: p is a prediction of z; else z itself.
         predictor_hidden: width of the prediction's hidden layer.
     """
 
@@ -55,39 +69,70 @@ class NNCLR(Method):
         *,
         seed: int,
         temperature: Positive,
+        normalize: bool,
+        positive: Literal["nearest", "self", "oracle", "soft"],
+        k: Annotated[PositiveInt, AtMost("support_size")],
         support_size: PositiveInt,
+        warm_up: bool,
+        refresh: bool,
+        momentum: Fraction | None,
+        head: Head,
         hidden: PositiveInt,
         dim: PositiveInt,
+        predictor: bool,
         predictor_hidden: PositiveInt,
     ):
         super().__init__(encoder)
-        self.projector = mlp([encoder.dim, hidden, hidden, dim], last="norm")
-        self.predictor = mlp([dim, predictor_hidden, dim], last="linear")
+        self.projector = Projector(encoder.dim, head, [hidden, hidden], dim, last="norm")
+        dim = self.projector.dim
+        self.predictor = mlp([dim, predictor_hidden, dim], last="linear") if predictor else nn.Identity()
+        self.branch = None if momentum is None else Momentum(encoder, self.projector)
         self.support = SupportSet(support_size, dim, seed)
-        self.register_buffer("labels", torch.full((data.rows,), NOISE))  # of images seen; for the history
-        self.temperature = temperature
+        self.register_buffer("labels", torch.full((data.rows,), NOISE))  # of images seen
+        self.temperature, self.normalize, self.positive, self.k = temperature, normalize, positive, k
+        self.warm_up, self.refresh, self.momentum = warm_up, refresh, momentum
+
+    def before_epoch(self, epoch: int, extract: Extract) -> None:
+        if self.refresh and epoch > 0:
+            self.support.replace(extract(self.branch or nn.Sequential(self.encoder, self.projector)))
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         z = [self.projector(self.encoder(x)) for x in batch.views]  # (n, d) each
         predictions = {f"p{i}": self.predictor(rows) for i, rows in enumerate(z, 1)}
-        return {"z1": z[0], "z2": z[1], **predictions}
+        looked_up = z[: self.views] if self.branch is None else [self.branch(x) for x in batch.views[: self.views]]
+        return {f"z{i}": rows for i, rows in enumerate(looked_up, 1)} | predictions
 
     def loss(self, e: dict[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        nn1, positions = self.support.nearest(e["z1"])  # (n, 1, d), (n, 1)
-        nn2, _ = self.support.nearest(e["z2"])
+        positives1, logs = self._positives(e["z1"], batch)  # (n, k, d)
+        positives2, _ = self._positives(e["z2"], batch)
         p1, p2, *local = (e[f"p{i}"] for i in range(1, len(batch.views) + 1))
-        loss1 = self._predict(nn1[:, 0], [p2, *local])
-        loss2 = self._predict(nn2[:, 0], [p1, *local])
-        origin = self.support.index[positions[:, 0]]  # (n,)
-        known = origin != NOISE
-        pure = known & (self.labels[origin] == batch.labels)
-        same = known & (origin == batch.index)
-        logs = {"neighbour_purity": pure.float().mean().item(), "same_image": same.float().mean().item()}
+        loss1 = self._predict(positives1, [p2, *local])
+        loss2 = self._predict(positives2, [p1, *local])
         return (loss1 + loss2) / 2, logs
 
-    def _predict(self, neighbours: Tensor, predictions: list[Tensor]) -> Tensor:
-        losses = [nnclr_loss(neighbours, p, self.temperature) for p in predictions]
-        return torch.stack(losses).mean()
+    def _positives(self, z: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """(n, k, d) positives of the images with these z, and what the neighbours among them are like."""
+        itself = z.detach()[:, None]  # (n, 1, d)
+        if self.positive == "self" or (self.warm_up and not self.support.full):
+            return itself, {}
+        if self.positive == "soft":
+            return soft_neighbour(z, self.support.rows, self.temperature)[:, None], {}
+        origins = self.support.index  # (q,)
+        classes = torch.where(origins == NOISE, NOISE, self.labels[origins])
+        if self.positive == "nearest":
+            neighbours, positions = self.support.nearest(z, self.k)  # (n, k, d), (n, k)
+        else:
+            same = classes == batch.labels[:, None]  # (n, q)
+            enough = same.sum(1, keepdim=True) >= self.k  # (n, 1)
+            neighbours, positions = self.support.nearest(z, self.k, same | ~enough)
+            neighbours = torch.where(enough[:, None], neighbours, itself.to(neighbours.dtype))
+        pure = classes[positions[:, 0]] == batch.labels
+        own = origins[positions[:, 0]] == batch.index
+        return neighbours, {"neighbour_purity": pure.float().mean().item(), "same_image": own.float().mean().item()}
+
+    def _predict(self, positives: Tensor, predictions: list[Tensor]) -> Tensor:
+        pairs = [(positive, p) for positive in positives.unbind(1) for p in predictions]
+        return torch.stack([nnclr_loss(*pair, self.temperature, normalize=self.normalize) for pair in pairs]).mean()
 
     def chance(self, rows: int) -> float:
         return math.log(rows)
@@ -95,14 +140,22 @@ class NNCLR(Method):
     def after_step(self, e: dict[str, Tensor], batch: Batch, progress: Progress) -> None:
         self.support.enqueue(e["z1"], batch.index)
         self.labels[batch.index] = batch.labels
+        if self.branch is not None and self.momentum is not None:
+            self.branch.follow(self.momentum)
+
+
+def soft_neighbour(z: Float[Tensor, "n d"], rows: Float[Tensor, "q d"], temperature: float) -> Float[Tensor, "n d"]:
+    """Section 4.4's soft nearest neighbour: the mean of the support set's rows, weighted by softmax(z . q / tau)."""
+    with torch.no_grad():
+        return (similarities(z, rows) / temperature).softmax(1) @ rows.to(torch.promote_types(z.dtype, rows.dtype))
 
 
 def nnclr_loss(
-    neighbours: Float[Tensor, "n d"], predictions: Float[Tensor, "n d"], temperature: float
+    neighbours: Float[Tensor, "n d"], predictions: Float[Tensor, "n d"], temperature: float, *, normalize: bool = True
 ) -> Float[Tensor, ""]:
     """Section 3.2: row i's logits are NN_i . p_k / tau over the n predictions, its positive is p_i; mean.
 
-    Both are normalised here; neighbours carry no gradient. At chance, and at collapse, it is ln n.
+    Both are normalised here, unless `normalize` is false; neighbours carry no gradient. At chance, and at collapse, it
+    is ln n.
     """
-    logits = similarities(neighbours.detach(), predictions) / temperature  # (n, n)
-    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+    return info_nce(neighbours.detach(), predictions, temperature, normalize=normalize)

@@ -17,10 +17,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bench.encoders.base import Encoder
-from bench.heads import mlp
-from bench.losses import similarities, unit
+from bench.heads import Projector
+from bench.losses import precise, similarities, unit
 from bench.methods.base import Batch, DataInfo, Method
-from bench.options import Positive, PositiveInt
+from bench.options import Head, Positive, PositiveInt
 
 
 class SimCLR(Method):
@@ -31,6 +31,8 @@ class SimCLR(Method):
         data: the training subset.
         seed: the cell's seed.
         temperature: tau.
+        normalize: compare by cosine; else by plain products.
+        head: of the projection: none, linear or mlp.
         hidden: width of the projection head's hidden layer.
         dim: of z.
     """
@@ -45,12 +47,14 @@ class SimCLR(Method):
         *,
         seed: int,
         temperature: Positive,
+        normalize: bool,
+        head: Head,
         hidden: PositiveInt,
         dim: PositiveInt,
     ):
         super().__init__(encoder)
-        self.projector = mlp([encoder.dim, hidden, dim], last="linear")
-        self.temperature = temperature
+        self.projector = Projector(encoder.dim, head, [hidden], dim, last="linear")
+        self.temperature, self.normalize = temperature, normalize
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         x1, x2 = batch.views
@@ -60,17 +64,20 @@ class SimCLR(Method):
         return math.log(2 * rows - 1)
 
     def loss(self, e: dict[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        return nt_xent(e["z1"], e["z2"], self.temperature), {}
+        return nt_xent(e["z1"], e["z2"], self.temperature, normalize=self.normalize), {}
 
 
-def nt_xent(z1: Float[Tensor, "n d"], z2: Float[Tensor, "n d"], temperature: float) -> Float[Tensor, ""]:
+def nt_xent(
+    z1: Float[Tensor, "n d"], z2: Float[Tensor, "n d"], temperature: float, *, normalize: bool = True
+) -> Float[Tensor, ""]:
     """Eq. 1 over the 2n rows of algorithm 1, each with 2n - 1 candidates; mean.
 
-    z1 and z2 are normalised here. At chance, and at collapse, it is ln(2n - 1).
+    z1 and z2 are normalised here, unless `normalize` is false. At chance, and at collapse, it is ln(2n - 1).
     """
     n = len(z1)
-    z = torch.cat([unit(z1), unit(z2)])  # (2n, d)
-    logits = similarities(z, z) / temperature  # (2n, 2n)
+    scaled = unit if normalize else precise
+    z = torch.cat([scaled(z1), scaled(z2)])  # (2n, d)
+    logits = similarities(z, z, normalize=normalize) / temperature  # (2n, 2n)
     itself = torch.eye(2 * n, dtype=torch.bool, device=z.device)
     positives = torch.arange(2 * n, device=z.device).roll(n)  # row i's is i + n, modulo 2n
     return F.cross_entropy(logits.masked_fill(itself, -torch.inf), positives)

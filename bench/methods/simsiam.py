@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bench.encoders.base import Encoder
-from bench.heads import mlp
+from bench.heads import Projector, mlp
 from bench.losses import spread, unit
 from bench.methods.base import Batch, DataInfo, Method
-from bench.options import PositiveInt
+from bench.options import Head, PositiveInt
 
 
 class SimSiam(Method):
@@ -25,6 +25,7 @@ class SimSiam(Method):
         encoder: f.
         data: the training subset.
         seed: the cell's seed.
+        head: of the projection: none, linear or mlp.
         dim: of z and p, and width of the projection's hidden layers.
         bottleneck: width of the prediction's hidden layer.
     """
@@ -32,10 +33,12 @@ class SimSiam(Method):
     title: ClassVar[str] = "SimSiam"
     views: ClassVar[int] = 2
 
-    def __init__(self, encoder: Encoder, data: DataInfo, *, seed: int, dim: PositiveInt, bottleneck: PositiveInt):
+    def __init__(
+        self, encoder: Encoder, data: DataInfo, *, seed: int, head: Head, dim: PositiveInt, bottleneck: PositiveInt
+    ):
         super().__init__(encoder)
-        self.projector = mlp([encoder.dim, dim, dim, dim], last="plain_norm")
-        self.predictor = mlp([dim, bottleneck, dim], last="linear")
+        self.projector = Projector(encoder.dim, head, [dim, dim], dim, last="plain_norm")
+        self.predictor = mlp([self.projector.dim, bottleneck, self.projector.dim], last="linear")
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         z1, z2 = (self.projector(self.encoder(x)) for x in batch.views)  # (n, d) each

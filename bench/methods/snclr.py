@@ -6,6 +6,9 @@ weight w_i ("positiveness") from a cross-attention of y1 with it: w = softmax_i(
 being learnt projections; NN_0 is y2' itself, w_0 = 1. Negatives are the other images' y2' and neighbours. tau:
 temperature.
 
+The ablations are options: a positiveness of 0 or 1, or 1 for what softmax gives more than 1 / K and 0 for the others;
+the plain cosine for an attention; no momentum branch, the keys then being the online y; K; gamma; the queue's length.
+
 Both directions are averaged and look up the queue as it was before the step; view 2's y' enters it after the step.
 Keys and neighbours carry no gradient, w does (to f1, f2 and y1). The branch's momentum rises to 1 by a cosine.
 
@@ -14,18 +17,18 @@ sum of logarithms, has no f1 and f2, and keeps a queue per device. f1 reads y1 a
 """
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from bench.encoders.base import Encoder
-from bench.heads import mlp
-from bench.losses import similarities, unit
+from bench.heads import Projector, mlp
+from bench.losses import precise, similarities, unit
 from bench.methods.base import Batch, DataInfo, Method, Progress
 from bench.momentum import Momentum, cosine_to_one
-from bench.options import Annotated, AtMost, Fraction, NonNegativeInt, Positive, PositiveInt
+from bench.options import Annotated, AtMost, Fraction, Head, NonNegativeInt, Positive, PositiveInt
 from bench.support import SupportSet
 
 
@@ -37,10 +40,14 @@ class SNCLR(Method):
         data: the training subset.
         seed: the cell's seed.
         temperature: tau.
+        normalize: z, keys and neighbours are compared by cosine; else as they are.
         queue_size: past projections of the momentum branch.
         k: K, neighbours; 0 is contrastive learning with a momentum branch.
+        positiveness: softmax, zero, one or threshold.
+        attention: learnt (f1, f2), of softmax, or cosine; nothing would train f1 and f2 for a threshold.
         scale: gamma.
-        momentum: of the momentum branch at the start.
+        momentum: of the momentum branch at the start; null for no branch.
+        head: of the projection: none, linear or mlp.
         hidden: width of the hidden layers of projection and prediction.
         dim: of y and z.
     """
@@ -55,27 +62,34 @@ class SNCLR(Method):
         *,
         seed: int,
         temperature: Positive,
+        normalize: bool,
         queue_size: PositiveInt,
         k: Annotated[NonNegativeInt, AtMost("queue_size")],
+        positiveness: Literal["softmax", "zero", "one", "threshold"],
+        attention: Literal["learnt", "cosine"],
         scale: Positive,
-        momentum: Fraction,
+        momentum: Fraction | None,
+        head: Head,
         hidden: PositiveInt,
         dim: PositiveInt,
     ):
         super().__init__(encoder)
-        self.projector = mlp([encoder.dim, hidden, hidden, dim], last="plain_norm")
+        self.projector = Projector(encoder.dim, head, [hidden, hidden], dim, last="plain_norm")
+        dim = self.projector.dim
         self.predictor = mlp([dim, hidden, dim], last="plain_norm")
-        self.f1 = nn.Linear(dim, dim, bias=False) if k else None
-        self.f2 = nn.Linear(dim, dim, bias=False) if k else None
-        self.branch = Momentum(encoder, self.projector)
+        learnt = k > 0 and positiveness == "softmax" and attention == "learnt"
+        self.f1 = nn.Linear(dim, dim, bias=False) if learnt else nn.Identity()
+        self.f2 = nn.Linear(dim, dim, bias=False) if learnt else nn.Identity()
+        self.branch = None if momentum is None else Momentum(encoder, self.projector)
         self.queue = SupportSet(queue_size, dim, seed)
-        self.temperature, self.k, self.scale, self.momentum = temperature, k, scale, momentum
+        self.temperature, self.normalize, self.k, self.momentum = temperature, normalize, k, momentum
+        self.positiveness, self.scale = positiveness, scale
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         y1, y2 = (self.projector(self.encoder(x)) for x in batch.views)  # (n, d) each
-        k1, k2 = (self.branch(x) for x in batch.views)
+        k1, k2 = (y1.detach(), y2.detach()) if self.branch is None else (self.branch(x) for x in batch.views)
         e = {"z1": self.predictor(y1), "z2": self.predictor(y2), "k1": k1, "k2": k2}
-        if self.f1 is not None and self.f2 is not None:
+        if self.k:
             nn1, nn2 = (self.queue.nearest(k, self.k)[0] for k in (k1, k2))  # (n, K, d) each
             for name, y, neighbours in (("1", y1, nn2), ("2", y2, nn1)):
                 a = torch.einsum("nd,nkd->nk", self.f1(unit(y)), self.f2(neighbours))
@@ -86,25 +100,35 @@ class SNCLR(Method):
         losses, logs = [], {}
         for z, keys, own in ((e["z1"], e["k2"], "1"), (e["z2"], e["k1"], "2")):
             neighbours = e["nn" + own] if self.k else keys[:, None][:, :0]  # (n, K, d)
-            weights = positiveness(e["a" + own], self.scale) if self.k else keys[:, :0]  # (n, K)
-            losses.append(snclr_loss(z, keys, neighbours, weights, self.temperature))
-        if self.k:
-            logs["largest_weight"] = positiveness(e["a1"], self.scale).max(1).values.mean().item()
+            weights = positiveness(e["a" + own], self.scale, self.positiveness) if self.k else keys[:, :0]  # (n, K)
+            losses.append(snclr_loss(z, keys, neighbours, weights, self.temperature, normalize=self.normalize))
+            if self.k and own == "1":
+                logs["largest_weight"] = weights.max(1).values.mean().item()
         return (losses[0] + losses[1]) / 2, logs
 
     def chance(self, rows: int) -> float:
-        return math.log(rows * (self.k + 1) / (1 + 1 / self.scale)) if self.k else math.log(rows)
+        weights = positiveness(torch.zeros(1, self.k), self.scale, self.positiveness) if self.k else torch.zeros(1, 0)
+        return math.log(rows * (self.k + 1) / (1 + float(weights.sum())))
 
     def after_step(self, e: dict[str, Tensor], batch: Batch, progress: Progress) -> None:
         self.queue.enqueue(e["k2"], batch.index)
-        # the released code moves the branch before the next step, at that step's momentum
-        self.branch.follow(cosine_to_one(self.momentum, progress.step + 1, progress.steps))
+        if self.branch is not None and self.momentum is not None:
+            # the released code moves the branch before the next step, at that step's momentum
+            self.branch.follow(cosine_to_one(self.momentum, progress.step + 1, progress.steps))
 
 
-def positiveness(attention: Float[Tensor, "n k"], scale: float) -> Float[Tensor, "n k"]:
-    """Section 3.2: softmax over a row's own K neighbours, divided by gamma."""
-    dtype = torch.promote_types(attention.dtype, torch.float32)
-    return attention.to(dtype).softmax(1) / scale
+def positiveness(attention: Float[Tensor, "n k"], scale: float, kind: str = "softmax") -> Float[Tensor, "n k"]:
+    """Section 3.2: softmax over a row's own K neighbours, divided by gamma.
+
+    Of the other kinds, "zero" and "one" are constant, and "threshold" is 1 where the softmax is above 1 / K, as an
+    option of the released code; they too are divided by gamma.
+    """
+    weights = precise(attention).softmax(1)
+    if kind == "threshold":
+        weights = (weights > 1 / weights.shape[1]).to(weights.dtype)
+    elif kind != "softmax":
+        weights = torch.full_like(weights, float(kind == "one"))
+    return weights / scale
 
 
 def snclr_loss(
@@ -113,16 +137,19 @@ def snclr_loss(
     neighbours: Float[Tensor, "n k d"],
     weights: Float[Tensor, "n k"],
     temperature: float,
+    *,
+    normalize: bool = True,
 ) -> Float[Tensor, ""]:
     """Section 3.1: -log of the weighted share of a row's own key and K neighbours among all n (K + 1); mean.
 
-    Weights stand in the numerator only, the key's is 1. z, keys and neighbours are normalised here, keys and
-    neighbours carry no gradient; weights are taken as they are. K = 0 is InfoNCE; at chance the loss is
-    ln(n (K + 1) / (1 + sum of weights)).
+    Weights stand in the numerator only, the key's is 1, and are taken as they are. z, keys and neighbours are
+    normalised here, unless `normalize` is false; keys and neighbours carry no gradient. K = 0 is InfoNCE; at chance
+    the loss is ln(n (K + 1) / (1 + sum of weights)).
     """
     n = len(z)
-    candidates = torch.cat([unit(keys)[:, None], unit(neighbours)], 1).detach()  # (n, K + 1, d)
-    logits = similarities(z, candidates.flatten(0, 1)) / temperature  # (n, n (K + 1))
+    scaled = unit if normalize else precise
+    candidates = torch.cat([scaled(keys)[:, None], scaled(neighbours)], 1).detach()  # (n, K + 1, d)
+    logits = similarities(z, candidates.flatten(0, 1), normalize=normalize) / temperature  # (n, n (K + 1))
     logits = logits.view(n, n, -1)
     rows = torch.arange(n, device=z.device)
     own = logits[rows, rows]  # (n, K + 1)

@@ -21,10 +21,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bench.encoders.base import Encoder
-from bench.heads import mlp
-from bench.losses import unit
+from bench.heads import Projector
+from bench.losses import precise, unit
 from bench.methods.base import Batch, DataInfo, Method, ParameterGroup, Progress
-from bench.options import NonNegativeInt, Positive, PositiveInt
+from bench.options import Head, NonNegativeInt, Positive, PositiveInt
 from bench.support import SupportSet
 
 
@@ -37,11 +37,13 @@ class SwAV(Method):
         seed: the cell's seed.
         prototypes: K.
         temperature: tau.
+        normalize: z is of unit length, as the queue's rows are.
         epsilon: of the Sinkhorn-Knopp algorithm.
         iterations: of the Sinkhorn-Knopp algorithm; 0 is a softmax.
         queue_size: past projections kept for each global view; 0 for none.
         queue_from: the epoch, from 0, from which on the queue is used.
         freeze_steps: steps in which prototypes do not move.
+        head: of the projection: none, linear or mlp.
         hidden: width of the projection's hidden layer.
         dim: of z.
     """
@@ -58,20 +60,23 @@ class SwAV(Method):
         seed: int,
         prototypes: PositiveInt,
         temperature: Positive,
+        normalize: bool,
         epsilon: Positive,
         iterations: NonNegativeInt,
         queue_size: NonNegativeInt,
         queue_from: NonNegativeInt,
         freeze_steps: NonNegativeInt,
+        head: Head,
         hidden: PositiveInt,
         dim: PositiveInt,
     ):
         super().__init__(encoder)
-        self.projector = mlp([encoder.dim, hidden, dim], last="linear")
-        self.prototypes = nn.Linear(dim, prototypes, bias=False)
+        self.projector = Projector(encoder.dim, head, [hidden], dim, last="linear")
+        self.prototypes = nn.Linear(self.projector.dim, prototypes, bias=False)
         self._normalise_prototypes()
-        self.queues = nn.ModuleList(SupportSet(queue_size, dim, seed) for _ in range(self.views if queue_size else 0))
-        self.temperature, self.epsilon, self.iterations = temperature, epsilon, iterations
+        queues = self.views if queue_size else 0
+        self.queues = nn.ModuleList(SupportSet(queue_size, self.projector.dim, seed) for _ in range(queues))
+        self.temperature, self.normalize, self.epsilon, self.iterations = temperature, normalize, epsilon, iterations
         self.queue_from, self.freeze_steps = queue_from, freeze_steps
 
     def parameter_groups(self) -> list[ParameterGroup]:
@@ -80,7 +85,8 @@ class SwAV(Method):
         return [ParameterGroup(others), ParameterGroup(frozen, frozen_until=self.freeze_steps)]
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
-        z = [unit(self.projector(self.encoder(x))) for x in batch.views]  # (n, d) each
+        scaled = unit if self.normalize else precise
+        z = [scaled(self.projector(self.encoder(x))) for x in batch.views]  # (n, d) each
         scores = {f"s{i}": self.prototypes(rows) for i, rows in enumerate(z, 1)}  # (n, K) each
         return scores | {f"z{i}": rows for i, rows in enumerate(z[: self.views], 1)}
 
@@ -92,7 +98,7 @@ class SwAV(Method):
 
     @torch.no_grad()
     def _assign(self, view: int, scores: Tensor, epoch: int) -> Tensor:
-        rows = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+        rows = precise(scores)
         queue = cast(SupportSet, self.queues[view]) if self.queues else None
         if queue is not None and queue.full and epoch >= self.queue_from:
             rows = torch.cat([rows, queue.rows @ self.prototypes.weight.mT])
