@@ -27,8 +27,8 @@ def loss_curves(gathered: dict[str, Any]) -> Figure:
             "loss",
             "Does training go down, and do seeds agree? Mean training loss of each epoch, divided by the loss "
             "of an encoder that tells nothing apart (SimCLR: ln(2n - 1), NNCLR: ln n, supervised: ln of the "
-            "number of classes), so that methods can share the axis; methods without such a loss (BYOL, SimSiam, Barlow "
-            "Twins) are left out. Thick: mean over seeds; thin: each seed.",
+            "number of classes), so that methods can share the axis; methods without such a loss (BYOL, SimSiam, "
+            "Barlow Twins) are left out. Thick: mean over seeds; thin: each seed.",
             f"Scaled training loss against epoch for {', '.join(map(display, methods)) or 'no method'}",
             figure,
         )

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from bench.cluster import KINDS, Slurm
+from bench.cluster import KINDS, Local, Slurm
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -22,6 +22,10 @@ Add = Callable[[str, Callable[[argparse.Namespace], None], str], argparse.Argume
 
 class UnknownSelectionError(BenchError, ValueError):
     """A name that the plan does not have."""
+
+
+class SubmitOptionsError(BenchError, ValueError):
+    """Options that do not go together."""
 
 
 def add_commands(add: Add) -> None:
@@ -82,6 +86,11 @@ def _cluster(options: argparse.Namespace, settings: "Params") -> "Cluster":
     cluster = settings.cluster
     if options.cluster and options.cluster != cluster.name:
         cluster = KINDS[options.cluster]()
+    if options.workers and not isinstance(cluster, Local):
+        raise SubmitOptionsError(
+            f"--workers {options.workers} is for cluster local, not {cluster.name}; "
+            "slurm is limited by cluster.max_jobs and cluster.parallelism (docs/cluster.md)"
+        )
     return cluster.model_copy(update={"workers": options.workers}) if options.workers else cluster
 
 

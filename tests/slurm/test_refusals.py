@@ -31,6 +31,12 @@ def test_a_partition_that_does_not_exist_is_named_with_those_that_do(site):
     assert "no 'hihg'" in refused(site, "submit")
 
 
+def test_workers_are_of_a_local_cluster_alone(site):
+    told = refused(site, "submit", "--workers", "3")
+    assert "--workers 3 is for cluster local, not slurm" in told
+    assert "cluster.max_jobs" in told
+
+
 def test_no_sbatch_is_an_error_that_says_where_to_run(site, tmp_path):
     bare = tmp_path / "bin"
     bare.mkdir()
