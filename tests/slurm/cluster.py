@@ -11,6 +11,7 @@ from pathlib import Path
 NODES = 4
 CPUS = 2  # of each, as they tell the controller
 MEMORY = 8000  # MB of each
+LARGEST = 3  # elements of an array
 COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "srun", "sinfo")
 
 CONFIG = """ClusterName=mini
@@ -44,6 +45,7 @@ JobCompType=jobcomp/none
 JobRequeue=1
 KillWait=5
 MinJobAge=86400
+MaxArraySize={above}
 ReturnToService=2
 SlurmctldTimeout=10
 SlurmdTimeout=10
@@ -105,7 +107,13 @@ class Cluster:
             for i, name in enumerate(names)
         )
         text = CONFIG.format(
-            host=host, port=self.port, folder=self.folder, munge=f"{munge}/sock", nodes=nodes, last=NODES
+            host=host,
+            port=self.port,
+            folder=self.folder,
+            munge=f"{munge}/sock",
+            nodes=nodes,
+            last=NODES,
+            above=LARGEST + 1,
         )
         self.config.write_text(text)
         self.start_controller()

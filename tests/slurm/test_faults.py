@@ -11,8 +11,11 @@ import signal
 import stat
 import subprocess
 import time
+from collections import Counter
 
 import pytest
+
+from tests.slurm.cluster import LARGEST
 
 pytestmark = pytest.mark.slurm
 
@@ -32,6 +35,8 @@ def test_dvc_repro_submits_the_whole_plan_at_once_and_waits(site, undisturbed):
     running.communicate(timeout=200)
     assert running.returncode == 0
     assert len(site.jobs()) == 5
+    sizes = Counter(job.partition("_")[0] for job in site.jobs())  # of arrays
+    assert sorted(sizes.values()) == [5 - LARGEST, LARGEST]
     assert site.lock() == undisturbed.lock()
 
 
@@ -39,7 +44,9 @@ def test_without_waiting_dvc_repro_names_the_jobs_and_how_to_come_back(site, und
     site.configure(wait=False)
     told = site.run("dvc", "repro", check=False)
     assert told.returncode != 0
-    assert re.search(r"\d+ jobs are queued .*, as \d+; `python -m bench status`.*the same command again", told.stderr)
+    assert re.search(
+        r"\d+ jobs are queued .*, as \d+(, \d+)*; `python -m bench status`.*the same command again", told.stderr
+    )
     site.until(site.quiet, "all jobs have ended")
     site.recover(site.finished(), again=False)
     assert site.lock() == undisturbed.lock()
@@ -173,6 +180,8 @@ def test_two_submissions_at_once_queue_each_cell_once(site, undisturbed):
     assert len(site.jobs()) == 5
     site.recover(site.finished())
     assert len(site.jobs()) == 5
+    sizes = Counter(job.partition("_")[0] for job in site.jobs())  # of arrays
+    assert sorted(sizes.values()) == [5 - LARGEST, LARGEST]
     assert site.lock() == undisturbed.lock()
 
 
