@@ -153,6 +153,7 @@ def test_warm_up_takes_the_image_itself_until_embeddings_have_replaced_all_noise
     for step in range(4):
         b = batch(step)
         losses = [m.loss(m.embed(b), b)[0] for m in (ours, itself, usual)]
+        assert ours.loss(ours.embed(b), b)[1].keys() == usual.loss(usual.embed(b), b)[1].keys()  # in every epoch
         torch.testing.assert_close(losses[0], losses[1] if step < 2 else losses[2], rtol=0, atol=0)
         for m in (ours, itself, usual):
             m.after_step({k: v.detach() for k, v in m.embed(b).items()}, b, Progress(step, 6, 0))

@@ -113,8 +113,10 @@ class NNCLR(Method):
     def _positives(self, z: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """(n, k, d) positives of the images with these z, and what the neighbours among them are like."""
         itself = z.detach()[:, None]  # (n, 1, d)
-        if self.positive == "self" or (self.warm_up and not self.support.full):
+        if self.positive == "self":
             return itself, {}
+        if self.warm_up and not self.support.full:
+            return itself, {} if self.positive == "soft" else _logs(0.0, 0.0)
         if self.positive == "soft":
             return soft_neighbour(z, self.support.rows, self.temperature)[:, None], {}
         origins = self.support.index  # (q,)
@@ -128,7 +130,7 @@ class NNCLR(Method):
             neighbours = torch.where(enough[:, None], neighbours, itself.to(neighbours.dtype))
         pure = classes[positions[:, 0]] == batch.labels
         own = origins[positions[:, 0]] == batch.index
-        return neighbours, {"neighbour_purity": pure.float().mean().item(), "same_image": own.float().mean().item()}
+        return neighbours, _logs(pure.float().mean().item(), own.float().mean().item())
 
     def _predict(self, positives: Tensor, predictions: list[Tensor]) -> Tensor:
         pairs = [(positive, p) for positive in positives.unbind(1) for p in predictions]
@@ -142,6 +144,10 @@ class NNCLR(Method):
         self.labels[batch.index] = batch.labels
         if self.branch is not None and self.momentum is not None:
             self.branch.follow(self.momentum)
+
+
+def _logs(purity: float, same_image: float) -> dict[str, float]:
+    return {"neighbour_purity": purity, "same_image": same_image}
 
 
 def soft_neighbour(z: Float[Tensor, "n d"], rows: Float[Tensor, "q d"], temperature: float) -> Float[Tensor, "n d"]:
