@@ -19,6 +19,7 @@ def loss_curves(gathered: dict[str, Any]) -> Figure:
             means = [round(sum(c[i][1] for c in curves) / len(curves), DECIMALS) for i in range(len(epochs))]
             axis.plot(epochs, means, label=f"{display(method)} (n = {len(curves)})", markersize=3, **style)
         epochs_on(axis)
+        axis.set_yscale("log")  # one method that diverges would hide the others
         axis.set_ylabel("training loss / loss at chance")
         if methods:
             axis.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -28,7 +29,8 @@ def loss_curves(gathered: dict[str, Any]) -> Figure:
             "Does training go down, and do seeds agree? Mean training loss of each epoch, divided by the loss "
             "of an encoder that tells nothing apart (SimCLR: ln(2n - 1), NNCLR: ln n, supervised: ln of the "
             "number of classes), so that methods can share the axis; methods without such a loss (BYOL, SimSiam, "
-            "Barlow Twins) are left out. Thick: mean over seeds; thin: each seed.",
+            "Barlow Twins) are left out; above 1 is worse than telling nothing apart. Thick: mean over seeds; thin: "
+            "each seed.",
             f"Scaled training loss against epoch for {', '.join(map(display, methods)) or 'no method'}",
             figure,
         )
