@@ -10,6 +10,7 @@ import pytest
 
 from bench.evaluators import EVALUATORS
 from bench.fingerprint import closure, code_hash, module_hash
+from bench.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -19,7 +20,7 @@ import json, sys
 from pathlib import Path
 from bench import fingerprint, params, plan, registry
 
-settings = params.load(Path("params.yaml"))
+settings = params.load(Path("params.yaml")).model_copy(update={"seeds": [0], "studies": {}})  # enough of each kind
 manifest = {"name": "m", "sha256": "0", "metric": "top1", "channels": 1, "rows": 5000, "test_rows": 1000}
 manifests = dict.fromkeys(settings.datasets, manifest | {"height": 28, "width": 28})
 
@@ -103,8 +104,8 @@ def everything_of(*methods: str) -> set[str]:
     return {name for method in methods for name in (method, *(f"{method} {p}" for p in PROTOCOLS))}
 
 
-TRAINED = ("random_init", "supervised", "simclr", "nnclr")
-ALL = everything_of(*TRAINED) | {f"raw_pixels {p}" for p in OF_PIXELS}
+WITH_HEADS = ("instdisc", "simclr", "moco_v2", "byol", "simsiam", "swav", "barlow_twins", "nnclr", "snclr")
+ALL = everything_of(*METHODS) | {f"raw_pixels {p}" for p in OF_PIXELS}
 
 
 @pytest.mark.parametrize(
@@ -113,9 +114,9 @@ ALL = everything_of(*TRAINED) | {f"raw_pixels {p}" for p in OF_PIXELS}
         ("bench/methods/simclr.py", everything_of("simclr")),
         ("bench/methods/random_init.py", everything_of("random_init")),
         ("bench/evaluators/linear.py", {name for name in ALL if name.endswith((" linear", " layers", " transfer"))}),
-        ("bench/heads.py", everything_of("simclr", "nnclr")),
-        ("bench/support.py", everything_of("nnclr")),
-        ("bench/pretrain.py", everything_of(*TRAINED)),
+        ("bench/heads.py", everything_of(*WITH_HEADS)),
+        ("bench/support.py", everything_of("instdisc", "moco_v2", "swav", "nnclr", "snclr")),
+        ("bench/pretrain.py", everything_of(*METHODS)),
         ("bench/random.py", ALL),
         ("bench/numerics.py", ALL),
         ("bench/exhibits/main_table.py", set()),

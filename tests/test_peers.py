@@ -215,10 +215,11 @@ def test_lightly_has_defaults(theirs, ours):
     assert_same(ours, theirs, cosines(7, 5, 0), cosines(7, 5, 1))
 
 
-def test_ours_have_no_defaults():
+def test_ours_have_no_defaults_but_that_they_normalise_as_their_papers_do():
     for loss in (nt_xent, nnclr_loss, moco_loss, barlow_twins_loss, swav_loss, sinkhorn):
         parameters = inspect.signature(loss).parameters.values()
-        assert all(parameter.default is parameter.empty for parameter in parameters), loss
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        assert defaults in ({}, {"normalize": True}), loss
 
 
 def test_lightly_leaves_the_stop_gradient_to_its_caller():
