@@ -35,14 +35,14 @@ def reporting_errors() -> Iterator[None]:
     except BenchError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.status)
+    except BrokenPipeError:  # what reads the output, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         where = f": {error.filename}" if error.filename else ""
         print(f"error: {error.strerror}{where}; make room (the store is {Store().root}) and run again", file=sys.stderr)
         sys.exit(1)
-    except BrokenPipeError:  # what reads the output, such as `head`, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -158,7 +158,6 @@ def _repro(options: argparse.Namespace) -> None:
 
 
 def _count_missing() -> int:
-
     store = Store()
     return sum(not store.has(cell.key) for cell in planned()[1].cells())
 
@@ -181,7 +180,6 @@ def _tune(options: argparse.Namespace) -> None:
 
 
 def _cells(options: argparse.Namespace) -> None:
-
     store = Store()
     for cell in planned()[1].cells():
         state = "done" if store.has(cell.key) else "failed" if store.failure(cell.key) else "missing"

@@ -3,7 +3,7 @@
 Writes a document for readers, and `tuning.json`, of which the report makes its table.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -36,17 +36,16 @@ def tune(params: Params, manifests: Mapping[str, Any], target: Path) -> None:
     trials = {method: tuning_points(params, manifests, method) for method in params.tuning.trials}
     store = Store()
     ensure([c for points in trials.values() for p in points for c in p.cells], [], params.cluster, store)
-    found = [_trial(method, point, store) for method, points in trials.items() for point in points]
+    found = {method: [_trial(method, point, store) for point in points] for method, points in trials.items()}
     manifest = manifests[params.data.name]
     count = max((len(points) for points in trials.values()), default=0)
     rows_held_out = round(params.data.validation * (manifest["rows"] - manifest["test_rows"]))
     head = HEAD.format(
         point=100 / rows_held_out, seeds=params.tuning.seeds, protocol=params.tuning.protocol, count=count
     )
-    rows = [row for method in trials for row in _rows([trial for trial in found if trial["method"] == method])]
-    write_text(target, head + "".join(rows))
+    write_text(target, head + "".join(row for made in found.values() for row in _rows(made)))
     about = {"seeds": params.tuning.seeds, "protocol": params.tuning.protocol, "images": rows_held_out}
-    write_json(Path(TUNING), {**about, "trials": found})
+    write_json(Path(TUNING), {**about, "trials": [trial for made in found.values() for trial in made]})
 
 
 def _trial(method: str, point: StudyPoint, store: Store) -> dict[str, Any]:
@@ -55,18 +54,14 @@ def _trial(method: str, point: StudyPoint, store: Store) -> dict[str, Any]:
     return {"method": method, "levels": point.levels, "scores": scores, "flops": sum(cost["flops"] for cost in costs)}
 
 
-def best(trials: Sequence[Mapping[str, Any]]) -> int:
-    """Which of a method's trials is chosen: the best mean, the first of equals."""
-    return max(range(len(trials)), key=lambda i: (fmean(trials[i]["scores"]), -i))
-
-
 def _rows(trials: list[dict[str, Any]]) -> Iterator[str]:
+    means = [fmean(trial["scores"]) for trial in trials]
+    best = means.index(max(means))  # the first of equals
     for i, trial in enumerate(trials):
         levels = ", ".join(f"{path} = {value}" for path, value in trial["levels"].items())
         shown = " ".join(f"{100 * value:.2f}" for value in trial["scores"])
-        mark = "chosen" if i == best(trials) else ""
-        mean = 100 * fmean(trial["scores"])
-        yield f"| {trial['method']} | {i + 1} | {levels} | {shown} | {mean:.2f} | {mark} |\n"
+        mark = "chosen" if i == best else ""
+        yield f"| {trial['method']} | {i + 1} | {levels} | {shown} | {100 * means[i]:.2f} | {mark} |\n"
 
 
 def _score(store: Store, key: str) -> float:

@@ -96,3 +96,20 @@ def test_a_table_is_equal_in_every_form():
 def test_committed_latex_escapes_what_latex_would_read(name):
     text = (REPORTS / "tables" / name).read_text()
     assert not re.search(r"(?<!\\)[%_#]", text)
+
+
+def schema_to(stdout) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "bench", "schema"], cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE)
+
+
+def test_a_reader_that_has_had_enough_is_no_error():
+    with schema_to(subprocess.PIPE) as command:
+        command.stdout.close()
+        assert command.stderr.read() == b""
+
+
+def test_a_full_disk_is_told_in_one_line_with_the_store():
+    with Path("/dev/full").open("w") as full, schema_to(full) as command:
+        told = command.stderr.read().decode()
+    assert told.startswith("error: No space left on device; make room (the store is ")
+    assert "Traceback" not in told
