@@ -4,15 +4,16 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.augment import make_views
 from bench.build import build_method, training_info
@@ -30,7 +31,7 @@ from bench.distributed.sharded import Sharded, embed
 from bench.distributed.shards import Shards
 from bench.distributed.world import World
 from bench.errors import BenchError, StoppedError
-from bench.features import STATE, extract
+from bench.features import BATCH, STATE, extract
 from bench.files import write_json, write_text
 from bench.methods.base import Batch, Progress
 from bench.optim import build, drop_frozen_gradients, learning_rate, scaled, set_learning_rate
@@ -39,6 +40,8 @@ from bench.random import Address, derive, permutation
 ALONE = World.alone()
 ONE_KIND = "their machines compute differently; use nodes of one kind, with the same packages"
 Report = Callable[[int, int], None]
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 class TrainingError(BenchError, RuntimeError):
@@ -80,7 +83,7 @@ class Trainer:
         self.checkpoint_seconds = checkpoint_seconds
         data = config["data"]
         self.ids = split(images, validation=data["validation"], fraction=data["fraction"]).train
-        self.images = torch.from_numpy(images.images[self.ids])
+        self.source = images.images  # mapped from disk: its rows are read as they are wanted, never all copied
         self.labels = torch.from_numpy(images.labels[self.ids])
         self.info = training_info(images, len(self.ids))
         self.method = build_method(config, self.info)
@@ -134,7 +137,7 @@ class Trainer:
     def _run_epoch(self, epoch: int, done: int) -> None:
         if done == 0:
             with counting() as flops:
-                self.method.before_epoch(epoch, lambda module: extract(module, self.images))
+                self.method.before_epoch(epoch, self._extract)
             self.flops_between += flops.count
             for module in self.method.resets(epoch):
                 for p in module.parameters():
@@ -144,9 +147,13 @@ class Trainer:
         rows = self._order(epoch)
         seen = _occurrences(rows)
         size = self.training["batch"]
-        for position in range(done, self.per_epoch):
+
+        def batch(position: int) -> Batch:
             chosen = slice(position * size, min((position + 1) * size, self.per_epoch_rows))
-            self._run_step(self._batch(rows[chosen], seen[chosen], epoch))
+            return self._batch(rows[chosen], seen[chosen], epoch, epoch * self.per_epoch + position)
+
+        for position, made in ahead(batch, range(done, self.per_epoch)):
+            self._run_step(made)
             if position + 1 == self.per_epoch:
                 self._close_epoch(epoch)
             self._maybe_save()
@@ -161,14 +168,16 @@ class Trainer:
             return own.cpu().numpy()
         return permutation(self.config["seed"], "order", self.ids, epoch)
 
-    def _batch(self, rows: NDArray[np.int64], seen: NDArray[np.int64], epoch: int) -> Batch:
+    def _batch(self, rows: NDArray[np.int64], seen: NDArray[np.int64], epoch: int, step: int = 0) -> Batch:
         # each shard in memory of its own, whatever else this process holds: where rows lie may choose a kernel
         parts = [self._views(rows[cut], seen[cut], epoch) for cut in self.shards.cuts(len(rows))]
         sharded = self.shards.count > 1
         views = [Sharded(list(view)) for view in zip(*parts, strict=True)] if sharded else parts[0]
-        return self._labelled(views, rows, seen, epoch)
+        return self._labelled(views, rows, seen, epoch, step)
 
-    def _labelled(self, views: Sequence[Tensor], rows: NDArray[np.int64], seen: NDArray[np.int64], epoch: int) -> Batch:
+    def _labelled(
+        self, views: Sequence[Tensor], rows: NDArray[np.int64], seen: NDArray[np.int64], epoch: int, step: int
+    ) -> Batch:
         device, index = self.config["device"], torch.from_numpy(rows)
         return Batch(
             views=list(views),
@@ -176,13 +185,22 @@ class Trainer:
             labels=self.labels[index].to(device),
             occurrence=torch.from_numpy(seen).to(device),
             epoch=epoch,
-            step=self.step,
+            step=step,
         )
+
+    def _pixels(self, rows: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(self.source[self.ids[rows]])
+
+    def _extract(self, module: nn.Module) -> Tensor:
+        """Features (N, d) of the clean training images."""
+        rows = np.arange(len(self.ids))
+        starts = range(0, len(rows), BATCH)
+        return torch.cat([extract(module, self._pixels(rows[i : i + BATCH])) for i in starts])
 
     def _views(self, rows: NDArray[np.int64], seen: NDArray[np.int64], epoch: int) -> list[Tensor]:
         address = Address(self.config["seed"], "views", self.ids[rows], epoch, seen)
-        images = self.images[torch.from_numpy(rows)].to(self.config["device"])
-        return make_views(self.training["recipe"], images, address)
+        views = make_views(self.training["recipe"], self._pixels(rows), address)
+        return [view.to(self.config["device"]) for view in views]
 
     def _embed(self, batch: Batch) -> dict[str, Tensor]:
         seed = partial(derive, self.config["seed"], "torch", self.step)  # of a shard
@@ -240,7 +258,7 @@ class Trainer:
         rows = np.arange(count) * len(self.ids) // count
         shown = self._views(rows, np.zeros(count, dtype=np.int64), 0)
         views = {f"view{i}": (x.permute(0, 2, 3, 1) * 255).round().byte() for i, x in enumerate(shown)}
-        return {"image": self.images[torch.from_numpy(rows)], **views}
+        return {"image": self._pixels(rows), **views}
 
     def cost(self) -> dict[str, int]:
         """Counted operations of the whole training, and how many images it shows; changes batch statistics."""
@@ -248,7 +266,7 @@ class Trainer:
             return {"flops": 0, "images": 0}
         rows = np.arange(self.training["batch"])
         seen = np.zeros_like(rows)
-        batch = self._labelled(self._views(rows, seen, 0), rows, seen, 0)
+        batch = self._labelled(self._views(rows, seen, 0), rows, seen, 0, 0)
         self.method.train()
         with counting() as step:
             self.method.loss(self.method.embed(batch), batch)[0].backward()
@@ -321,6 +339,19 @@ def pretrain(
     if trainer.method.trains:
         save_tensors(folder / VIEWS, trainer.gallery(SHOWN))
     write_json(folder / COST, trainer.cost())
+
+
+def ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[tuple[Item, Made]]:
+    """Each item and what is made of it, while a thread makes the next."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting: list[tuple[Item, Future[Made]]] = []
+        for item in items:
+            waiting.append((item, thread.submit(make, item)))
+            if len(waiting) > 1:
+                first, made = waiting.pop(0)
+                yield first, made.result()
+        for last, made in waiting:
+            yield last, made.result()
 
 
 def _occurrences(rows: NDArray[np.int64]) -> NDArray[np.int64]:

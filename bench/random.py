@@ -12,10 +12,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-_ROUNDS = 10
-_LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 _WORDS = 4  # one call of the generator gives four 32-bit words
 
@@ -30,18 +26,11 @@ def philox(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint
     Returns:
         (..., 4) words, the published algorithm's output for each counter.
     """
-    c0, c1, c2, c3 = (counter[..., i].astype(np.uint64) for i in range(_WORDS))
-    k0, k1 = key
-    for _ in range(_ROUNDS):
-        a, b = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            (b >> _HALF) ^ c1 ^ np.uint64(k0),
-            b & _LOW,
-            (a >> _HALF) ^ c3 ^ np.uint64(k1),
-            a & _LOW,
-        )
-        k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
-    return np.stack([c0, c1, c2, c3], axis=-1).astype(np.uint32)
+    from bench import kernels  # numba takes half a second to import, and many processes draw nothing
+
+    words = np.empty((counter.size // _WORDS, _WORDS), np.uint32)
+    kernels.philox(np.ascontiguousarray(counter).reshape(-1, _WORDS), np.uint64(key[0]), np.uint64(key[1]), words)
+    return words.reshape(counter.shape)
 
 
 def derive(seed: int, *names: str | int) -> int:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from bench.augment import luma, make_views, to_float
+from bench.augment import make_views
 from bench.evaluators.base import EvaluationData, Result
 from bench.evaluators.knn import knn_predict
 from bench.evaluators.linear import fit_path
@@ -88,12 +88,13 @@ def as_seen(images: UInt8[Tensor, "n h w c"], like: UInt8[Tensor, "m a b d"]) ->
         raise ValueError(f"the encoder's images want to be square, not {tuple(like.shape[1:3])}")
     if images.shape[1:] == like.shape[1:]:
         return images
-    recipe = {"views": [{"count": 1, "size": side, "ops": []}]}
+    ops = [{"grayscale": {"p": 1.0}}] if channels == 1 else []
+    recipe = {"views": [{"count": 1, "size": side, "ops": ops}]}
     parts = []
     for chunk in images.split(CHUNK):
-        address = Address(0, "none", torch.arange(len(chunk)).numpy())  # nothing is drawn
-        x = make_views(recipe, chunk, address)[0] if chunk.shape[1:3] != like.shape[1:3] else to_float(chunk)
-        x = luma(x) if channels == 1 else x.expand(-1, channels, -1, -1)
+        address = Address(0, "none", torch.arange(len(chunk)).numpy())  # nothing is left to chance
+        x = make_views(recipe, chunk, address)[0]
+        x = x[:, :1] if channels == 1 else x.expand(-1, channels, -1, -1)
         parts.append((x * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1))
     return torch.cat(parts)
 
