@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bench.products import rows_by_rows
+
 ENTRIES = 2**24  # of a block of distances: more rows than fit are taken in chunks
 NUDGE = 1e-3  # of a split centroid, relative to the spread of its rows
 RANK = 1e-10  # share of the largest variance below which a direction holds round-off only
@@ -77,7 +79,7 @@ def _assign(features: Tensor, centroids: Tensor, split_empty: bool, generator: t
     """Each row's nearest centroid, the lower of equals; moves centroids of clusters that are split."""
     half = centroids.square().sum(1) / 2  # |x - c|^2 / 2 = |c|^2 / 2 - x . c, up to what x alone decides
     chunk = max(1, ENTRIES // len(centroids))
-    assignments = torch.cat([(half - rows @ centroids.mT).argmin(1) for rows in features.split(chunk)])
+    assignments = torch.cat([(half - rows_by_rows(rows, centroids)).min(1).indices for rows in features.split(chunk)])
     sizes = torch.bincount(assignments, minlength=len(centroids))
     if split_empty:
         for empty in torch.nonzero(sizes == 0)[:, 0].tolist():

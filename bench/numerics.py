@@ -45,6 +45,11 @@ def pins(numerics: str, threads: int) -> dict[str, str]:
     return wanted | _PORTABLE
 
 
+def is_portable() -> bool:
+    """Whether this process has the pins of portable numerics."""
+    return all(os.environ.get(name) == value for name, value in _PORTABLE.items())
+
+
 def pin(numerics: str, threads: int) -> None:
     """Set the pins in this process, for it and for the processes it starts.
 

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bench.products import rows_by_rows
+
 RANK = 1e-12  # share of the largest variance below which a direction holds round-off only
 NEWTON_STEPS = 100  # of one fit, at most; some ten are usual
 CG_STEPS = 1000  # of one Newton step, at most
@@ -243,15 +245,15 @@ def _conjugate_gradients(
     """
     precise, loss = x.dtype, bend[0]
     x, second, penalty, gradient = (tensor.float() for tensor in (x, bend[1], penalty, gradient))
-    across = x.mT.contiguous()  # (d, n): products with the few columns of theta on the left are faster
+    across = x.mT.contiguous()  # (d, n)
     diagonal = (x.square().mT @ loss.diagonal(second) + penalty).clamp_min(torch.finfo(x.dtype).tiny)
     direction, residual = torch.zeros_like(gradient), -gradient
     scaled = residual / diagonal
     search, size = scaled, (residual * scaled).sum()
     wanted = accuracy**2 * size
     for _ in range(CG_STEPS):
-        bent = loss.curve(second, (search.mT @ across).mT)  # (n, C)
-        curved = (bent.mT @ x).mT + penalty * search  # the Hessian times search
+        bent = loss.curve(second, rows_by_rows(x, search.mT))  # (n, C)
+        curved = rows_by_rows(across, bent.mT) + penalty * search  # the Hessian times search
         length = size / (search * curved).sum()
         direction = direction + length * search
         residual = residual - length * curved

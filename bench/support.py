@@ -4,10 +4,20 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from bench.losses import similarities, unit
+from bench.losses import unit
+from bench.products import rows_by_rows
 from bench.random import derive
 
+BLOCK = 4096  # rows of a support set that are compared at a time: their cosines stay in the cache
 NOISE = -1  # the origin of a row that no image has filled yet
+
+
+def _random_rows(size: int, dim: int, generator: torch.Generator) -> Float[Tensor, "q d"]:
+    """Random unit rows, made so in place: a large set is never in memory twice."""
+    rows = torch.randn(size, dim, generator=generator)
+    for block in rows.split(BLOCK):
+        block.copy_(unit(block))
+    return rows
 
 
 class SupportSet(nn.Module):
@@ -29,7 +39,7 @@ class SupportSet(nn.Module):
     def __init__(self, size: int, dim: int, seed: int):
         super().__init__()
         generator = torch.Generator().manual_seed(derive(seed, "support set"))
-        self.register_buffer("ring", unit(torch.randn(size, dim, generator=generator)))
+        self.register_buffer("ring", _random_rows(size, dim, generator))
         self.register_buffer("origins", torch.full((size,), NOISE))
         self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
 
@@ -74,15 +84,27 @@ class SupportSet(nn.Module):
         """
         if not 1 <= k <= self.size:
             raise ValueError(f"k wants 1 to the support set's {self.size} rows, not {k}")
-        rows = self.rows
-        with torch.no_grad():
-            cosines = similarities(z.to(rows.dtype), rows)  # (n, size)
+        slots = self._nearest_slots(unit(z.detach()).to(self.ring.dtype), k, allowed)  # (n, k)
+        return self.ring[slots], (slots - self._oldest()) % self.size
+
+    @torch.no_grad()
+    def _nearest_slots(self, z: Float[Tensor, "n d"], k: int, allowed: Tensor | None) -> Int[Tensor, "n k"]:
+        """Places in the ring, which is not put in order first: that would copy all of it."""
+        if allowed is not None:
+            allowed = allowed.roll(self._oldest(), -1).expand(len(z), -1)
+        best: list[Tensor] = []
+        slots: list[Tensor] = []
+        for start in range(0, self.size, BLOCK):
+            cosines = rows_by_rows(z, self.ring[start : start + BLOCK])  # (n, block)
             if allowed is not None:
-                cosines = cosines.masked_fill(~allowed, -torch.inf)
-                if not torch.isfinite(cosines).sum(1).ge(k).all():
-                    raise ValueError(f"fewer than k = {k} rows are allowed for some queries")
-            positions = cosines.topk(k, dim=1).indices  # (n, k)
-        return rows[positions], positions
+                cosines = cosines.masked_fill(~allowed[:, start : start + BLOCK], -torch.inf)
+            found = cosines.max(1, keepdim=True) if k == 1 else cosines.topk(min(k, cosines.shape[1]), 1)
+            best.append(found[0])
+            slots.append(found[1] + start)
+        chosen = torch.cat(best, 1).topk(k, 1)
+        if allowed is not None and not bool(chosen.values.isfinite().all()):
+            raise ValueError(f"fewer than k = {k} rows are allowed for some queries")
+        return torch.cat(slots, 1).gather(1, chosen.indices)
 
     @torch.no_grad()
     def replace(self, z: Float[Tensor, "N d"]) -> None:
@@ -125,7 +147,7 @@ class MemoryBank(nn.Module):
     def __init__(self, rows: int, dim: int, momentum: float, seed: int):
         super().__init__()
         generator = torch.Generator().manual_seed(derive(seed, "memory bank"))
-        self.register_buffer("rows", unit(torch.randn(rows, dim, generator=generator)))
+        self.register_buffer("rows", _random_rows(rows, dim, generator))
         self.momentum = momentum
 
     @torch.no_grad()

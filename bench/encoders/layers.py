@@ -6,6 +6,7 @@ The latter are those of DeepCluster's released code (Caron et al., 1807.05520, s
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -20,6 +21,8 @@ def pool_to(x: Float[Tensor, "n c h w"], side: int) -> Float[Tensor, "n c s s"]:
     """
     if x.shape[2:] == (side, side):
         return x
+    if not any(length % side for length in x.shape[2:]):
+        return F.avg_pool2d(x, [length // side for length in x.shape[2:]])
     rows, columns = (_cells(length, side) for length in x.shape[2:])
     return torch.stack([x[:, :, r, c].mean((2, 3)) for r in rows for c in columns], 2).unflatten(2, (side, side))
 

@@ -4,18 +4,21 @@ The bank is the clean training set, validation part included, embedded anew by t
 c scores the sum of exp(s_i / temperature) over those of the k most similar rows that carry it.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bench import kernels
 from bench.evaluators.base import EvaluationData, Result, top1
 from bench.features import Trained
 from bench.options import Places, Positive, RowCounts
+from bench.products import rows_by_rows
 
 CHUNK = 512  # queries at a time, so that the similarities of large sets are never all in memory
 DIGITS = 12  # similarities that agree to so many decimals are ties, whatever order they were summed in
-SPARE = 60  # candidates beyond the k rows that are wanted
+SPARE = 60  # candidates beyond twice the k rows that are wanted
 ENTRIES = 2**24  # of the candidates' features at a time
 
 
@@ -108,25 +111,47 @@ def nearest_rows(
 
 def _nearest(rows: Tensor, coarse: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     n, d = rows.shape
-    count = min(n, k + SPARE)
-    values, candidates = (queries.float() @ coarse.mT).topk(count, dim=1)  # (q, count), falling
+    values = rows_by_rows(queries.float(), coarse)  # (q, n)
     # a sum of d products of single precision is off by less than (d + 4) / 2^24 for vectors of length 1, in whatever
-    # order it is summed: rows beyond the candidates are less similar than the k-th by more than both may be off
+    # order it is summed: what is less than the k-th largest by more than two of them may be off is less similar
     off = 2 * (d + 4) * 2.0**-24
-    sure = values[:, k - 1] - values[:, -1] > off if count < n else values.new_ones(len(values), dtype=torch.bool)
-    positions, similarities = candidates.new_empty(len(queries), k), queries.new_empty(len(queries), k)
-    positions[sure], similarities[sure] = _among(rows, queries[sure], candidates[sure].sort(1).values, k)
+    found, counts = _candidates(values, k, off, room=min(n, 2 * k + SPARE))
+    positions, similarities = found.new_empty(len(queries), k), queries.new_empty(len(queries), k)
+    sure = counts >= k
+    if bool(sure.any()):
+        chosen, among = found[sure, : int(counts.max())], counts[sure]
+        positions[sure], similarities[sure] = _among(rows, queries[sure], chosen, among, k)
     if not bool(sure.all()):
         positions[~sure], similarities[~sure] = _of_all(queries[~sure] @ rows.mT, k)
     return positions, similarities
 
 
-def _among(rows: Tensor, queries: Tensor, candidates: Int[Tensor, "q m"], k: int) -> tuple[Tensor, Tensor]:
-    """The nearest of ascending candidates."""
+def _candidates(values: Float[Tensor, "q n"], k: int, off: float, room: int) -> tuple[Tensor, Tensor]:
+    """Places, rising, of the values less than their row's k-th largest by at most `off`, and how many: -1 for too many.
+
+    The places beyond a row's count mean nothing.
+    """
+    if values.device.type == "cpu":
+        found, counts = np.zeros((len(values), room), np.int64), np.empty(len(values), np.int64)
+        kernels.candidates(values.numpy(), k, np.float32(off), found, counts)
+        return torch.from_numpy(found), torch.from_numpy(counts)
+    last = values.shape[1] - 1
+    top = values.topk(room, dim=1)  # falling
+    needed = top.values >= top.values[:, k - 1 : k] - off
+    full = needed.all(1) if room <= last else needed.new_zeros(len(needed))
+    places = top.indices.masked_fill(~needed, last + 1).sort(1).values.clamp_max(last)
+    return places, needed.sum(1).masked_fill(full, -1)
+
+
+def _among(
+    rows: Tensor, queries: Tensor, candidates: Int[Tensor, "q m"], counts: Int[Tensor, " q"], k: int
+) -> tuple[Tensor, Tensor]:
+    """The nearest of ascending candidates, of which `counts` are meant."""
     step = max(1, ENTRIES // (candidates.shape[1] * rows.shape[1]))
     parts = zip(queries.split(step), candidates.split(step), strict=True)
     similarity = torch.cat([(rows[c] @ q[:, :, None])[:, :, 0] for q, c in parts]).round(decimals=DIGITS)
-    order = similarity.argsort(dim=1, descending=True, stable=True)[:, :k]
+    beyond = torch.arange(candidates.shape[1], device=counts.device) >= counts[:, None]
+    order = similarity.masked_fill(beyond, -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :k]
     return candidates.gather(1, order), similarity.gather(1, order)
 
 

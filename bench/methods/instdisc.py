@@ -210,4 +210,6 @@ def proximal_term(v: Float[Tensor, "n d"], old: Float[Tensor, "n d"]) -> Float[T
 def _products(v: Tensor, bank: Tensor, rows: Tensor) -> Tensor:
     """(n, m) products of each v with its own rows of the bank."""
     with torch.autocast(v.device.type, enabled=False):
-        return torch.einsum("nd,nmd->nm", v, bank.to(v.dtype)[rows])
+        # index_select is twice as fast as indexing on a CPU; the rows are most of a step's cost beside the encoder
+        chosen = bank.to(v.dtype).index_select(0, rows.flatten()).view(*rows.shape, -1)  # (n, m, d)
+        return torch.bmm(chosen, v[:, :, None])[:, :, 0]
