@@ -44,7 +44,7 @@ test-slurm: setup  ## the tests on a real SLURM cluster, which they start (as ro
 test-all: setup  ## every test
 	@python -m pytest -n 2 --dist loadfile
 
-bench: setup  ## measure speed against peers, as ratios
+bench: setup  ## measure speed and memory against peers, as ratios (under 15 minutes on two cores)
 	@python -m benchmarks
 
 lock:  ## resolve pyproject.toml again and write requirements.lock

@@ -1,0 +1,164 @@
+"""Memory, each of a process of its own: `python -m benchmarks.memory WHAT` prints what it held, in bytes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.rows import Measured, Row, limit, overhead
+
+MB = 1e6
+IMAGENET, IMAGENET_DIM = 1_280_000, 128
+SUPPORT, SUPPORT_DIM = 98_304, 256
+CELL_ROWS, CELL_STEPS = 100_000, 6
+
+
+def status(field: str) -> int:
+    """Bytes, from what the kernel says of this process (man 5 proc)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{field}:")))
+
+
+def begin() -> dict[str, int]:
+    """What is resident now, and so far of mapped files; from here on the peak counts."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is what is resident now
+    return {"growth": status("VmRSS"), "peak": status("VmRSS"), "mapped": status("RssFile")}
+
+
+def grown(before: dict[str, int], held: int) -> dict[str, int]:
+    """Bytes held by design, and by how much the process grew: now, at its peak, and in mapped files."""
+    now = {"growth": status("VmRSS"), "peak": status("VmHWM"), "mapped": status("RssFile")}
+    return {"held": held} | {name: now[name] - before[name] for name in now}
+
+
+def bank() -> dict[str, int]:
+    """InstDisc's bank for as many images as ImageNet has."""
+    from bench.support import MemoryBank
+
+    MemoryBank(2, 2, 0.5, 0)  # what the libraries load on first use is not its own
+    before = begin()
+    made = MemoryBank(IMAGENET, IMAGENET_DIM, 0.5, 0)
+    return grown(before, _bytes(made))
+
+
+def support() -> dict[str, int]:
+    """The largest support set of NNCLR."""
+    from bench.support import SupportSet
+
+    SupportSet(2, 2, 0)  # what the libraries load on first use is not its own
+    before = begin()
+    made = SupportSet(SUPPORT, SUPPORT_DIM, 0)
+    return grown(before, _bytes(made))
+
+
+def instdisc() -> dict[str, int]:
+    """A cell with a row of the bank for each of many images."""
+    from benchmarks.nce import INSTDISC
+
+    return cell("instdisc", INSTDISC, 1)
+
+
+def nnclr() -> dict[str, int]:
+    """A cell with the largest support set."""
+    from benchmarks.cells import NNCLR
+
+    return cell("nnclr", NNCLR | {"support_size": SUPPORT, "dim": SUPPORT_DIM}, 2)
+
+
+def cell(method: str, options: dict[str, Any], views: int) -> dict[str, int]:
+    """A few steps, of images that come from a file as any cell's do."""
+    import tempfile
+
+    import numpy as np
+
+    from bench.data.source import ImageSet
+    from benchmarks.cells import SGD, config
+
+    chosen = config(method, options, CELL_ROWS, views=views, optimizer=SGD)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "images.npy")
+        stored = np.lib.format.open_memmap(path, "w+", np.uint8, (CELL_ROWS + 1, 32, 32, 3))
+        stored[:] = np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3)
+        del stored
+        test = np.arange(CELL_ROWS + 1) == CELL_ROWS
+        data = ImageSet(np.load(path, mmap_mode="r"), np.arange(CELL_ROWS + 1) % 10, test, 10)
+        return _train(chosen, data, Path(folder))
+
+
+def _train(chosen: dict, data: object, folder: Path) -> dict[str, int]:
+    import math
+
+    from bench.checkpoint import Checkpoints, optimizer_tensors
+    from bench.pretrain import Trainer
+    from benchmarks.steps import Step, batch, build
+
+    plain = {"temperature": 1.0, "normalize": True, "head": "none", "hidden": 1, "dim": 1}
+    Step(build("simclr", plain, 2), batch(2, 2, 2))()  # what the libraries load on first use is no cell's
+    before = begin()
+    run = Trainer(chosen, data, Checkpoints(folder), checkpoint_seconds=math.inf, stop=lambda: run.step >= CELL_STEPS)
+    try:
+        run.run()
+    except Exception as error:  # stopped, as was asked for
+        if type(error).__name__ != "StoppedError":
+            raise
+    held = _bytes(run.method) + sum(t.nbytes for t in optimizer_tensors(run.optimizer).values()) + run.images.nbytes
+    return grown(before, held)
+
+
+def _bytes(module: object) -> int:
+    return sum(t.nbytes for t in module.state_dict().values())  # type: ignore[attr-defined]
+
+
+def ask(what: str) -> dict[str, int]:
+    """What a fresh process says."""
+    command = [sys.executable, "-m", "benchmarks.memory", what]
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)
+
+
+def measure_held(what: str) -> Measured:
+    """Megabytes by which the process grew, once it is there."""
+    told = ask(what)
+    note = f"buffers {told['held'] / MB:.1f} MB; while it is made the process grows by {told['peak'] / MB:.0f} MB"
+    return Measured(max(told["growth"], told["held"]) / MB, None, 1, note)
+
+
+def measure_cell(method: str) -> Measured:
+    """Megabytes at the peak, over what is resident before the cell is built."""
+    told = ask(method)
+    note = (
+        f"after training it holds {told['growth'] / MB:.0f} MB, {told['mapped'] / MB:.0f} MB of them pages of the file"
+    )
+    return Measured(told["peak"] / MB, told["held"] / MB, 1, note)
+
+
+WHAT = f"peak memory of a cell, conv4, batch 256, {CELL_ROWS:,} images 32x32x3"
+ALL = "model, optimiser, data and bank"
+ROWS = [
+    Row("memory-nnclr", f"{WHAT}: NNCLR", ALL, "MB", overhead(1.2), lambda: measure_cell("nnclr")),
+    Row("memory-instdisc", f"{WHAT}: InstDisc, m = 4,096", ALL, "MB", overhead(1.2), lambda: measure_cell("instdisc")),
+    Row(
+        "memory-bank",
+        f"memory bank of {IMAGENET:,} x {IMAGENET_DIM}",
+        "a limit",
+        "MB",
+        limit(700),
+        lambda: measure_held("bank"),
+    ),
+    Row(
+        "memory-support",
+        f"support set of {SUPPORT:,} x {SUPPORT_DIM}",
+        "a limit",
+        "MB",
+        limit(101.5),
+        lambda: measure_held("support"),
+    ),
+]
+
+if __name__ == "__main__":
+    from bench.numerics import pin
+
+    pin("native", 1)
+    print(json.dumps({each.__name__: each for each in (bank, support, nnclr, instdisc)}[sys.argv[1]]()))
