@@ -1,4 +1,4 @@
-"""Intervals over seeds."""
+"""Intervals and tests over seeds, and over seeds and images."""
 
 import math
 
@@ -6,7 +6,20 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bench.stats import t_interval
+from bench.stats import (
+    detectable,
+    hierarchical_difference,
+    holm,
+    jonckheere,
+    kendall_tau,
+    mean_squares,
+    p_above,
+    page_l,
+    paired,
+    paired_difference,
+    t_interval,
+    tost,
+)
 
 CASES = {
     "two": [0.91, 0.93],
@@ -61,3 +74,200 @@ def test_values_that_are_not_finite_are_refused_and_shown(values):
     with pytest.raises(ValueError, match="an interval wants finite values, not ") as caught:
         t_interval(values)
     assert str(list(values)) in str(caught.value)
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0.3, 1.0, shape)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 10])
+@pytest.mark.parametrize("bound", [-0.5, 0.0, 0.3])
+def test_a_p_value_equals_scipys(n, bound):
+    values = normal(n, n)
+    expected = stats.ttest_1samp(values, bound, alternative="greater").pvalue
+    assert p_above(values, bound) == pytest.approx(expected, rel=1e-9)
+
+
+def test_values_without_spread_are_sure():
+    assert p_above([0.2] * 5, 0.1) == 0.0
+    assert p_above([0.2] * 5, 0.2) == p_above([0.2] * 5, 0.3) == 1.0
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [1.0, math.nan], [1.0, math.inf]], ids=str)
+def test_a_p_value_of_nothing_is_refused(values):
+    with pytest.raises(ValueError, match="two finite values or more"):
+        p_above(values, 0.0)
+
+
+def test_pairs_are_by_seed_and_of_common_seeds():
+    ours, theirs = {3: 5.0, 1: 1.0, 2: 9.0}, {1: 0.5, 3: 1.0, 7: 0.0}
+    assert paired(ours, theirs) == [0.5, 4.0]
+    found = paired_difference(ours, theirs)
+    assert (found.mean, found.n) == (2.25, 2)
+
+
+@pytest.mark.parametrize("margin", [0.5, 2.0])
+def test_equivalence_is_two_one_sided_tests(margin):
+    values = normal(4, 7)
+    sides = [("greater", -margin), ("less", margin)]
+    expected = max(stats.ttest_1samp(values, bound, alternative=side).pvalue for side, bound in sides)
+    assert tost(values, margin) == pytest.approx(expected, rel=1e-9)
+
+
+def test_equivalence_is_that_the_interval_lies_inside():
+    for seed in range(200):
+        values, margin = normal(seed, 5), 1.2
+        inside = t_interval(values).low > -margin and t_interval(values).high < margin
+        assert (tost(values, margin) < 0.025) == inside
+
+
+def test_holm_by_hand():
+    # sorted 0.01, 0.02, 0.03, 0.04: times 4, 3, 2, 1 is 0.04, 0.06, 0.06, 0.04, kept from falling
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.5, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_holm_rejects_what_the_step_down_procedure_rejects():
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        p = rng.beta(0.3, 3, 6)
+        rejected, order = np.zeros(6, bool), np.argsort(p)
+        for rank, i in enumerate(order):  # Holm 1979: stop at the first that is above level / (remaining)
+            if p[i] > 0.05 / (6 - rank):
+                break
+            rejected[i] = True
+        assert ((np.array(holm(p)) <= 0.05) == rejected).all()
+
+
+def test_kendalls_tau_counts_pairs():
+    first, second = [1, 2, 3, 4], [1, 3, 2, 4]  # five pairs in one order, one in the other
+    assert kendall_tau(first, second) == pytest.approx(4 / 6)
+    assert math.isnan(kendall_tau([1, 1, 1], [1, 2, 3]))
+
+
+def test_pages_l_by_hand():
+    rows = [[1, 2, 3], [1, 3, 2], [1, 2, 3]]
+    # rank sums 3, 7, 8: L = 3 + 14 + 24; of 6^3 rankings 7 reach 41 (three 14s: 1; two 14s and a 13: 6)
+    assert page_l(rows).statistic == 41
+    assert page_l(rows).p == pytest.approx(7 / 216)
+
+
+def test_jonckheere_with_two_levels_is_mann_whitney():
+    low, high = normal(1, 6), normal(2, 9) + 0.5
+    expected = stats.mannwhitneyu(high, low, alternative="greater", method="asymptotic", use_continuity=False)
+    found = jonckheere([low, high])
+    assert (found.statistic, found.p) == pytest.approx((expected.statistic, expected.pvalue), rel=1e-9)
+
+
+def test_jonckheere_counts_a_tie_one_half():
+    assert jonckheere([[1, 2], [2, 3], [0, 3]]).statistic == (3 + 0.5) + (0 + 1 + 0 + 1) + (0 + 1 + 0 + 0.5)
+
+
+def test_jonckheere_holds_its_level_and_finds_a_rise():
+    rng = np.random.default_rng(2)
+    nothing = [jonckheere(rng.normal(0, 1, (4, 5))).p <= 0.05 for _ in range(1_000)]
+    assert np.mean(nothing) == pytest.approx(0.05, abs=0.028)  # four standard errors
+    assert jonckheere([[i + e for e in (0.0, 0.1, 0.2)] for i in range(4)]).p < 1e-4
+
+
+@pytest.mark.parametrize(("n", "level"), [(3, 0.95), (5, 0.95), (5, 0.99), (10, 0.95)])
+def test_what_is_detectable_is_detected_in_four_of_five_experiments(n, level):
+    spread = stats.zscore(np.arange(n), ddof=1)  # a sample whose standard deviation is 1
+    difference = detectable(spread, level)
+    draws = np.random.default_rng(n).normal(difference, 1.0, (20_000, n))
+    t = draws.mean(1) / draws.std(1, ddof=1) * np.sqrt(n)
+    found = np.mean(np.abs(t) > stats.t.ppf((1 + level) / 2, n - 1))
+    assert found == pytest.approx(0.8, abs=0.012)  # four standard errors: sqrt(.8 * .2 / 20000)
+
+
+def test_more_seeds_detect_less_and_one_seed_nothing():
+    sizes = [detectable([0.0, 1.0] * n) for n in (1, 2, 5, 20)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert detectable([0.5]) is None
+    assert detectable([0.5, 0.5, 0.5]) == 0.0
+
+
+def correct(rng: np.random.Generator, seeds: int, images: int, of_seeds: float, of_images: float) -> list[np.ndarray]:
+    """Whether two methods classify each image at each seed: a probit with effects of both, and their truth."""
+    difficulty = rng.normal(0, 1.5, images)  # shared by the methods
+    sides = []
+    for mean in (1.0, 0.8):
+        effects = rng.normal(0, of_seeds, (seeds, 1)) + rng.normal(0, of_images, images)
+        sides.append(mean + difficulty + effects + rng.normal(0, 1, (seeds, images)) > 0)
+    return sides
+
+
+def coverage(n: int, of_seeds: float, of_images: float, experiments: int) -> float:
+    rng = np.random.default_rng(n)
+    spread = math.sqrt(1.5**2 + of_seeds**2 + of_images**2 + 1)
+    truth = stats.norm.cdf(1.0 / spread) - stats.norm.cdf(0.8 / spread)
+    hits = 0
+    for _ in range(experiments):
+        ours, theirs = (dict(enumerate(rows)) for rows in correct(rng, n, 1_000, of_seeds, of_images))
+        found = hierarchical_difference(ours, theirs)
+        hits += found.low <= truth <= found.high
+    return hits / experiments
+
+
+SPREADS = {"neither": (0.0, 0.0), "images": (0.0, 0.5), "both": (0.05, 0.3), "seeds": (0.3, 0.3)}
+
+
+@pytest.mark.parametrize("spread", SPREADS.values(), ids=SPREADS)
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_the_hierarchical_interval_covers_new_seeds_and_images(n, spread):
+    # between 93 and 97 %, and three standard errors of 1,500 experiments
+    assert coverage(n, *spread, 1_500) == pytest.approx(0.95, abs=0.02 + 0.017)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spread", SPREADS.values(), ids=SPREADS)
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_the_hierarchical_interval_covers_closely(n, spread):
+    assert coverage(n, *spread, 5_000) == pytest.approx(0.95, abs=0.02)
+
+
+def test_seeds_alone_cover_too_little_where_images_decide():
+    """Why there is a hierarchical interval: Student's over seeds does not speak of other test images."""
+    rng, hits = np.random.default_rng(0), 0
+    spread = math.sqrt(1.5**2 + 0.5**2 + 1)
+    truth = stats.norm.cdf(1.0 / spread) - stats.norm.cdf(0.8 / spread)
+    for _ in range(300):
+        ours, theirs = correct(rng, 10, 1_000, 0.0, 0.5)
+        found = t_interval((ours.mean(1) - theirs.mean(1)).tolist())
+        hits += found.low <= truth <= found.high
+    assert hits / 300 < 0.9
+
+
+def test_the_hierarchical_interval_is_students_where_images_add_nothing():
+    rows = np.array([[0.0, 0.0], [1.0, 1.0], [3.0, 3.0]])
+    found = hierarchical_difference(dict(enumerate(rows)), dict.fromkeys(range(3), np.zeros(2)))
+    expected = t_interval([0.0, 1.0, 3.0])
+    assert (found.mean, found.half, found.n) == pytest.approx((expected.mean, expected.half, 3))
+
+
+def test_mean_squares_are_those_of_a_two_way_layout():
+    rows = normal(3, 4, 6)
+    grand = rows.mean()
+    of_rows = sum(6 * (rows[i].mean() - grand) ** 2 for i in range(4)) / 3
+    of_columns = sum(4 * (rows[:, j].mean() - grand) ** 2 for j in range(6)) / 5
+    whole = sum((rows[i, j] - grand) ** 2 for i in range(4) for j in range(6))
+    rest = (whole - 3 * of_rows - 5 * of_columns) / 15
+    assert mean_squares(rows) == pytest.approx((of_rows, of_columns, rest))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [({0: [1, 0]}, {0: [0, 0]}), ({0: [1, 0], 1: [1]}, {0: [0, 0], 1: [0]}), ({0: [1], 1: [0]}, {0: [1], 1: [1]})],
+    ids=["one_seed", "ragged", "one_image"],
+)
+def test_a_hierarchical_interval_of_too_little_is_refused(ours, theirs):
+    with pytest.raises(ValueError, match="two seeds and images"):
+        hierarchical_difference(ours, theirs)
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_students_interval_covers_at_every_number_of_seeds(n):
+    draws = np.random.default_rng(n).normal(3.0, 2.0, (2_000, n)).tolist()
+    covered = np.mean([(i := t_interval(row)).low <= 3.0 <= i.high for row in draws])
+    assert covered == pytest.approx(0.95, abs=0.02)
