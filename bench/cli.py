@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("cell", help="its key, or the first letters of it")
     report = add("report", _report, "render reports from the records of the pipeline")
     report.add_argument("--partial", action="store_true", help=f"render what is there into {PARTIAL}/")
+    add("claims", _claims, "print the ledger: a verdict on every claim of the papers, from the committed records")
     render = add("render", _render, "render the committed records again")
     render.add_argument("--to", type=Path, default=REPORTS, help="where (default: reports/)")
     probe = add("probe", _probe, "compare this machine's numerics with the committed ones")
@@ -202,6 +203,13 @@ def _report(options: argparse.Namespace) -> None:
     render(records, PARTIAL)
     count, missing = records.numbers["planned"], len(records.numbers["missing"])
     print(f"{count - missing} of {count} cells in {PARTIAL}/")
+
+
+def _claims(options: argparse.Namespace) -> None:
+    from bench.claims.show import as_text
+    from bench.report import Records, judge
+
+    print(as_text(judge(Records.read(REPORTS).numbers)), end="")
 
 
 def _render(options: argparse.Namespace) -> None:

@@ -3,9 +3,8 @@
 Every error names the key, the value given, what is allowed and, for a name, its nearest kin.
 """
 
-import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,7 +22,7 @@ from bench.methods import METHODS
 from bench.options import AsManyAs, AtMost, Distinct, NamesDataSets, Ordered
 from bench.refusals import refusals
 from bench.registry import Component, Registry, nearest_hint
-from bench.settings import Params, Training
+from bench.settings import METHOD, Params, Training, combinations
 from bench.strict import Strict
 from bench.yaml12 import parse
 
@@ -42,24 +41,27 @@ class Point:
     params: Params
 
 
-def points(params: Params, where: str, vary: Mapping[str, list[Any]]) -> list[Point]:
-    """Every combination of levels, each with the params it stands for.
+def points(
+    params: Params, where: str, wanted: Iterable[dict[str, Any]], fixed: Mapping[str, Any] | None = None
+) -> list[Point]:
+    """Combinations of levels, each with the params it stands for.
 
     Args:
         params: the whole file.
         where: the entry of this file that asks, for errors.
-        vary: levels by dotted path.
+        wanted: the levels of each, by dotted path; the path `method` sets nothing.
+        fixed: what is set first, by dotted path.
 
     Raises:
         ParamsError: a path that does not exist or a level that is not allowed there.
     """
     found = []
-    for values in itertools.product(*vary.values()):
-        levels = dict(zip(vary, values, strict=True))
+    for levels in wanted:
         raw = params.model_dump(exclude_unset=True)
         raw["studies"], raw["tuning"]["trials"] = {}, {}
-        for path, value in levels.items():
-            _set(raw, path, value, f"{where}.vary")
+        for path, value in {**(fixed or {}), **levels}.items():
+            if path != METHOD:
+                _set(raw, path, value, where)
         found.append(Point(levels, check(raw, f"{where}, {levels}")))
     return found
 
@@ -224,18 +226,20 @@ def _checkpoint_checks(p: Params) -> Iterator[str]:
 def _study_checks(p: Params) -> Iterator[str]:
     for name, study in p.studies.items():
         where = f"studies.{name}"
-        if study.base not in p.methods:
-            yield f"{where}.base: not one of the methods; {nearest_hint(study.base, p.methods)}"
-            continue
+        for method in dict.fromkeys(study.method_of(levels) for levels in study.combinations()):
+            if method is None:
+                yield f"{where}: names no method; give base, or vary the path 'method'"
+            elif method not in p.methods:
+                place = f"{where}.base" if method == study.base else f"{where}, path 'method'"
+                yield f"{place}: '{method}' is not one of the methods; {nearest_hint(method, p.methods)}"
+        if study.data is not None and study.data not in p.datasets:
+            yield f"{where}.data: unknown data set '{study.data}'; {nearest_hint(study.data, p.datasets)}"
         for protocol in study.protocols:
             if protocol not in p.evaluations:
                 hint = nearest_hint(protocol, p.evaluations)
                 yield f"{where}.protocols: unknown protocol '{protocol}'; {hint}"
-        for path, levels in study.vary.items():
-            if any(level in levels[:i] for i, level in enumerate(levels)):
-                yield f"{where}.vary: '{path}' has a level twice: {levels}"
         try:
-            points(p, where, study.vary)
+            points(p, where, study.combinations(), study.overrides())
         except ParamsError as error:
             yield str(error)
 
@@ -253,7 +257,7 @@ def _tuning_checks(p: Params) -> Iterator[str]:
             yield f"{where}: not one of the methods; {nearest_hint(method, p.methods)}"
             continue
         try:
-            points(p, where, vary)
+            points(p, where, combinations(vary))
         except ParamsError as error:
             yield str(error)
 

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from bench.data import READERS
 from bench.data.prepared import ensure, is_prepared
 from bench.encoders import ENCODERS
 from bench.errors import BenchError
@@ -26,11 +27,11 @@ from bench.methods import METHODS
 from bench.options import NamesDataSets
 from bench.params import Point, marked, options_model
 from bench.params import points as points_of
-from bench.registry import Component, UnknownNameError
-from bench.settings import Params
+from bench.registry import ROOT, Component, UnknownNameError
+from bench.settings import Params, combinations
 from bench.store import Store
 
-NUMERIC_PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn")
+NUMERIC_PACKAGES = ("torch", "torchvision", "numpy", "numba", "scikit-learn")
 SHOWING_PACKAGES = ("matplotlib", "numpy", "pandas", "scipy")
 DIGITS = 20  # of a key, in hexadecimal
 RAW_PIXELS = "raw_pixels"
@@ -127,17 +128,32 @@ def report_plan(plan: Plan, params: Params) -> dict[str, Any]:
         "rows": [*([RAW_PIXELS] if params.raw_pixels else []), *params.methods, *params.checkpoints],
         "protocols": list(params.evaluations),
         "recipes": {name: params.training_of(name).recipe for name in params.methods},
+        "judged": params.judged,
+        "papers": _papers() if params.judged else None,
         "cells": brief(main),
         "studies": {
             name: {
                 "base": params.studies[name].base,
-                "vary": params.studies[name].vary,
+                **_shown_data(params, params.studies[name].data or params.data.name),
+                "fixed": params.studies[name].fixed,
                 "protocols": params.studies[name].protocols,
                 "points": [{"levels": point.levels, "cells": brief(point.cells)} for point in points],
             }
             for name, points in plan.study.items()
         },
     }
+
+
+def _papers() -> str:
+    """A hash of the claims and the published numbers, which are no code."""
+    files = sorted((ROOT / "bench" / "papers").iterdir())
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def _shown_data(params: Params, name: str) -> dict[str, str]:
+    """A study's image set, and what its reader wants every caption to say."""
+    reader = READERS.component(params.datasets[name].reader)
+    return {"data": name, "caption": str(reader.module_constant("NOTE", ""))}
 
 
 def outputs(stage: str, name: str) -> dict[str, str]:
@@ -222,16 +238,22 @@ def make_plan(params: Params, manifests: Mapping[str, Mapping[str, Any]]) -> Pla
     known = {cell.key for cells in pretrain.values() for cell in cells}
     study = {}
     for name, wanted in params.studies.items():
-        points = points_of(params, f"studies.{name}", wanted.vary)
+        points = points_of(params, f"studies.{name}", wanted.combinations(), wanted.overrides())
         study[name] = [_study_point(params, manifests, name, point, known) for point in points]
-    return Plan(pretrain, evaluate, study, left_out(params, manifests))
+    plan = Plan(pretrain, evaluate, study, left_out(params, manifests))
+    if params.judged:
+        from bench.claims.check import check_plan  # where nothing is judged, nothing is read
+        from bench.claims.paper import load
+
+        check_plan(load(), report_plan(plan, params))
+    return plan
 
 
 def tuning_points(params: Params, manifests: Mapping[str, Any], method: str) -> list[StudyPoint]:
     """A method's trials: trained at the tuning seeds, scored on the validation part."""
     where, protocol = f"tuning.trials.{method}", params.tuning.protocol
     points = []
-    for point in points_of(params, where, params.tuning.trials[method]):
+    for point in points_of(params, where, combinations(params.tuning.trials[method])):
         trained = [_pretraining_cell(point.params, manifests, method, seed) for seed in params.tuning.seeds]
         scored = [_evaluation_cell(point.params, manifests, protocol, cell, "validation") for cell in trained]
         cells = [replace(cell, point=_levels(point)) for cell in (*trained, *scored)]
@@ -245,7 +267,9 @@ def _levels(point: Point) -> str:
 
 def _study_point(params: Params, manifests: Mapping[str, Any], name: str, point: Point, known: set[str]) -> StudyPoint:
     study, settings = params.studies[name], point.params
-    trained = [_pretraining_cell(settings, manifests, study.base, seed) for seed in settings.seeds]
+    method = study.method_of(point.levels)
+    assert method is not None  # as the params' checks have seen
+    trained = [_pretraining_cell(settings, manifests, method, seed) for seed in settings.seeds]
     cells = [
         *trained,
         *(_evaluation_cell(settings, manifests, p, cell) for p in study.protocols for cell in trained),

@@ -11,6 +11,10 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file, save_file
 
+from bench.claims.ledger import Line, ledger
+from bench.claims.paper import load
+from bench.claims.show import as_table, counts
+from bench.claims.studies import studies_of
 from bench.errors import BenchError
 from bench.exhibits.base import DECIMALS, Figure, Table
 from bench.exhibits.loss_curves import loss_curves
@@ -119,7 +123,7 @@ def gather(plan: dict[str, Any], locate: Locate, tuning: dict[str, Any]) -> Reco
         studies[name] = {**study, "points": points}
     every = [*plan["cells"], *(c for s in plan["studies"].values() for p in s["points"] for c in p["cells"])]
     numbers = {
-        **{k: plan[k] for k in ("data", "methods", "protocols", "rows", "recipes")},
+        **{k: plan[k] for k in ("data", "methods", "protocols", "rows", "recipes", "judged")},
         "planned": len({cell["key"] for cell in every}),
         "missing": list(missing.values()),
         **main,
@@ -180,6 +184,12 @@ def _name(cell: dict[str, Any]) -> str:
     return f"{cell['key']} {cell['method']} {cell['stage']}@{cell['name']} seed {cell['seed']}{study}"
 
 
+def judge(numbers: dict[str, Any]) -> list[Line]:
+    """The ledger: a verdict on every claim of the papers, from the studies that this profile judges."""
+    studies = {name: study for name, study in studies_of(numbers).items() if name in numbers["judged"]}
+    return ledger(load(), studies)
+
+
 def render(records: Records, folder: Path) -> None:
     """Write every exhibit; the same records give the same bytes, on any machine."""
     for part in ("tables", "figures", "plots"):
@@ -187,6 +197,7 @@ def render(records: Records, folder: Path) -> None:
     numbers = records.numbers
     frame = metrics_frame(numbers)
     main = main_table(frame, numbers)
+    lines = judge(numbers)
     studies: list[tuple[str, list[Table | Figure]]] = [
         (f"Study: {name}", [study_table(name, study), study_figure(name, study)])
         for name, study in numbers["studies"].items()
@@ -196,6 +207,7 @@ def render(records: Records, folder: Path) -> None:
         ("Protocols", [protocol_table(frame, numbers, protocol) for protocol in numbers["protocols"]]),
         ("Training", [loss_curves(numbers), neighbours(numbers), tuning_table(numbers["tuning"])]),
         *studies,
+        ("Claims", [as_table(lines)] if numbers["judged"] else []),
         ("Recipes", [recipe_gallery(name, arrays) for name, arrays in records.group("recipe").items()]),
         ("Retrieval", [retrieval(name, arrays) for name, arrays in records.group("retrieval").items()]),
     ]
@@ -203,7 +215,8 @@ def render(records: Records, folder: Path) -> None:
     for exhibit in shown:
         _write(exhibit, folder)
     records.save(folder)
-    write_json(folder / "metrics.json", _headline(main.data, numbers))
+    judged = {"claims": counts(lines)} if numbers["judged"] else {}
+    write_json(folder / "metrics.json", _headline(main.data, numbers) | judged)
     write_json(folder / "plots" / "loss.json", _loss_rows(numbers))
     write_json(folder / "plots" / "accuracy.json", _accuracy_rows(main.data))
     write_text(folder / "index.md", _index(numbers, sections))

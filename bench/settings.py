@@ -1,11 +1,12 @@
 """The types of params.yaml: frozen, strict, and bounded."""
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Interval, Len, MinLen
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from bench.cluster import Cluster
 from bench.options import Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt
@@ -243,12 +244,66 @@ class Training(Strict):
         return self
 
 
-class Study(Strict):
-    """An ablation: a base method, and dotted paths into this file with the levels each takes."""
+Levels = Annotated[list[Any], MinLen(1)]
+METHOD = "method"  # a path of a study that stands for the method itself
 
-    base: str
-    vary: Annotated[dict[str, Annotated[list[Any], MinLen(1)]], MinLen(1)]
+
+def combinations(vary: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Every combination of levels by path."""
+    return [dict(zip(vary, values, strict=True)) for values in itertools.product(*vary.values())]
+
+
+class Study(Strict):
+    """An ablation: a base method, and dotted paths into this file with the levels each takes.
+
+    All combinations of `vary`, or the `points` listed; the path `method` stands for the method. What is `fixed` is set
+    at every point. `data` and `seeds` are those of the whole file where none are given.
+    """
+
+    base: str | None = None
+    data: str | None = None
+    seeds: Annotated[list[NonNegativeInt], MinLen(1)] | None = None
+    fixed: dict[str, Any] = Field(default_factory=dict)
+    vary: Annotated[dict[str, Levels], MinLen(1)] | None = None
+    points: Annotated[list[Annotated[dict[str, Any], MinLen(1)]], MinLen(1)] | None = None
     protocols: Annotated[list[str], MinLen(1)]
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "Study":
+        if (self.vary is None) == (self.points is None):
+            raise ValueError("give either vary (all combinations) or points (those listed)")
+        return self
+
+    @field_validator("vary")
+    @classmethod
+    def _distinct_levels(cls, vary: dict[str, list[Any]] | None) -> dict[str, list[Any]] | None:
+        for path, levels in (vary or {}).items():
+            if any(level in levels[:i] for i, level in enumerate(levels)):
+                raise ValueError(f"'{path}' has a level twice: {levels}")
+        return vary
+
+    @field_validator("points")
+    @classmethod
+    def _distinct_points(cls, points: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+        for i, point in enumerate(points or []):
+            if points and point in points[:i]:
+                raise ValueError(f"{point} stands twice")
+            if points and point.keys() != points[0].keys():
+                raise ValueError(f"{point} wants the paths of the first point: {', '.join(points[0])}")
+        return points
+
+    def combinations(self) -> list[dict[str, Any]]:
+        """The levels of each point, by path."""
+        return list(self.points) if self.points is not None else combinations(self.vary or {})
+
+    def overrides(self) -> dict[str, Any]:
+        """What every point sets, by path."""
+        given = {"data.name": self.data, "seeds": self.seeds}
+        return {**{path: value for path, value in given.items() if value is not None}, **self.fixed}
+
+    def method_of(self, levels: Mapping[str, Any]) -> str | None:
+        """The method at a point."""
+        return levels.get(METHOD, self.base)
 
 
 class Tuning(Strict):
@@ -290,6 +345,7 @@ class Params(Strict):
     checkpoints: dict[str, Checkpoint]
     evaluations: Annotated[dict[str, dict[str, Any]], MinLen(1)]
     studies: dict[str, Study]
+    judged: list[str] = Field(default_factory=list)  # studies whose claims get a verdict; `main` is the main table
     tuning: Tuning
     cluster: Cluster
 

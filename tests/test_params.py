@@ -204,6 +204,44 @@ REFUSED = {
         {"studies.one": STUDY | {"vary": {"methods.simclr.dim": [8, 0]}}},
         ["studies.one", "methods.simclr.dim", "greater than 0", "given 0"],
     ),
+    "study_of_no_listed_method": (
+        {"studies.one": {"vary": {"method": ["simclr", "byool"]}, "protocols": ["knn"]}},
+        ["studies.one, path 'method':", "mean 'byol'"],
+    ),
+    "study_without_a_method": (
+        {"studies.one": {"vary": {"methods.simclr.dim": [8]}, "protocols": ["knn"]}},
+        ["studies.one: names no method", "give base"],
+    ),
+    "study_with_two_kinds_of_points": (
+        {"studies.one": STUDY | {"points": [{"methods.simclr.dim": 8}]}},
+        ["studies.one:", "either vary", "or points"],
+    ),
+    "point_twice": (
+        {"studies.one": {"base": "simclr", "points": [{"methods.simclr.dim": 8}] * 2, "protocols": ["knn"]}},
+        ["studies.one.points:", "stands twice"],
+    ),
+    "points_of_other_paths": (
+        {
+            "studies.one": {
+                "base": "simclr",
+                "points": [{"methods.simclr.dim": 8}, {"encoder.width": 8}],
+                "protocols": ["knn"],
+            }
+        },
+        ["studies.one.points:", "paths of the first", "methods.simclr.dim"],
+    ),
+    "study_of_unknown_data": (
+        {"studies.one": STUDY | {"data": "mnits"}},
+        ["studies.one.data:", "mean 'mnist'"],
+    ),
+    "fixed_path_of_nothing": (
+        {"studies.one": STUDY | {"fixed": {"defaults.epoch": 3}}},
+        ["studies.one:", "'defaults.epoch' names nothing", "epochs"],
+    ),
+    "no_levels": (
+        {"studies.one": STUDY | {"vary": {"methods.simclr.dim": []}}},
+        ["studies.one.vary", "methods.simclr.dim"],
+    ),
     "level_twice": (
         {"studies.one": STUDY | {"vary": {"methods.simclr.dim": [8, 16, 8]}}},
         ["studies.one.vary:", "twice", "[8, 16, 8]"],

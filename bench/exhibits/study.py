@@ -1,14 +1,16 @@
-"""A study's table and figure: what each level gives, with an interval and every seed."""
+"""A study's table and figure: what each point gives, with an interval and every seed."""
 
 from typing import Any
 
-from bench.exhibits.base import COLOURS, DECIMALS, Figure, Table, display, drawing, finish, percent
+from bench.exhibits.base import COLOURS, DECIMALS, MARKERS, Figure, Table, display, drawing, finish, percent
+from bench.settings import METHOD
 from bench.stats import t_interval
+
+SPREAD = 0.5  # of a tick's width: what the series of one level share
 
 
 def study_table(name: str, study: dict[str, Any]) -> Table:
-    """Levels down, protocols across: mean and 95 % interval over seeds."""
-    paths = list(study["vary"])
+    """Points down, protocols across: mean and 95 % interval over seeds."""
     rows, data = [], []
     for point in study["points"]:
         texts, n = [], 0
@@ -25,49 +27,99 @@ def study_table(name: str, study: dict[str, Any]) -> Table:
                 {**point["levels"], "protocol": protocol, "mean": round(interval.mean, DECIMALS)}
                 | {"half_width_95": half, "n": n, "seeds": " ".join(f"{v:.6g}" for v in values)}
             )
-        rows.append([*(str(level) for level in point["levels"].values()), str(n), *texts])
-    columns = [*(_short(path) for path in paths), "n", *study["protocols"]]
+        rows.append([*_level_texts(point["levels"]), str(n), *texts])
+    paths = _paths(study)
+    columns = [*map(_short, paths), "n", *study["protocols"]]
     caption = (
-        f"{display(study['base'])} by {' and '.join(map(_short, paths))}: accuracy (%), mean ± half-width of the "
-        "95 % Student t interval over n seeds."
+        f"{_subject(study)} by {' and '.join(map(_short, paths))}: accuracy (%), mean ± half-width of the "
+        f"95 % Student t interval over n seeds.{_remarks(study)}"
     )
     return Table(f"study_{name}", caption, columns, rows, data)
 
 
 def study_figure(name: str, study: dict[str, Any]) -> Figure:
-    """A panel per protocol: mean with interval, and a point for each seed, in the order of the levels."""
-    ticks = [" / ".join(str(v) for v in point["levels"].values()) for point in study["points"]]
+    """A panel per protocol: mean with interval, and a point for each seed.
+
+    Levels of the last path stand along the axis; every combination of the others is a series of its own.
+    """
+    paths = _paths(study)
+    ticks = list(dict.fromkeys(_level_texts(point["levels"])[-1] for point in study["points"]))
+    series = list(dict.fromkeys(_series(point) for point in study["points"]))
     with drawing(f"study_{name}") as plt:
         count = len(study["protocols"])
         figure, axes = plt.subplots(1, count, figsize=(3.3 * count, 2.6), squeeze=False)
         for axis, protocol in zip(axes[0], study["protocols"], strict=True):
-            for x, point in enumerate(study["points"]):
-                values = [round(100 * v, DECIMALS) for v in _values(point, protocol)]
-                if not values:
-                    continue
-                interval = t_interval(values)
-                axis.plot([x + 0.12] * len(values), values, "o", color=COLOURS[1], markersize=2.5)
-                bar = [[interval.half or 0.0], [interval.half or 0.0]]
-                axis.errorbar([x], [interval.mean], yerr=bar, fmt="s", color=COLOURS[0], capsize=3)
+            for point in study["points"]:
+                number = series.index(_series(point))
+                x = ticks.index(_level_texts(point["levels"])[-1]) + SPREAD * ((number + 0.5) / len(series) - 0.5)
+                _draw(axis, x, _values(point, protocol), number)
             axis.set_xticks(range(len(ticks)), ticks)
             axis.set_xlim(-0.5, len(ticks) - 0.5)
-            axis.set_xlabel(" / ".join(map(_short, study["vary"])))
+            axis.set_xlabel(_short(paths[-1]))
             axis.set_ylabel("accuracy (%)")
             axis.set_title(protocol)
+        if len(series) > 1:
+            axes[0][0].legend(*_key(axes[0][0], series), fontsize=7, title=" / ".join(map(_short, paths[:-1])))
         figure.tight_layout()
         return finish(
             f"study_{name}",
-            f"Does {' or '.join(map(_short, study['vary']))} matter to {display(study['base'])}? Squares: mean "
-            "over seeds with its 95 % Student t interval; dots: each seed.",
-            f"Accuracy of {display(study['base'])} against {', '.join(study['vary'])}",
+            f"Does {' or '.join(map(_short, paths))} matter to {_subject(study)}? Large marks: mean over seeds with "
+            f"its 95 % Student t interval; small ones: each seed.{_remarks(study)}",
+            f"Accuracy of {_subject(study)} against {', '.join(map(_short, paths))}",
             figure,
         )
+
+
+def _draw(axis: Any, x: float, values: list[float], number: int) -> None:
+    if not values:
+        return
+    shown = [round(100 * v, DECIMALS) for v in values]
+    interval, colour = t_interval(shown), COLOURS[number % len(COLOURS)]
+    axis.plot([x + 0.06] * len(shown), shown, ".", color=colour, alpha=0.5, markersize=3)
+    half = interval.half or 0.0
+    marker = MARKERS[number % len(MARKERS)]
+    axis.errorbar([x], [interval.mean], yerr=[[half], [half]], fmt=marker, color=colour, capsize=3, markersize=4)
+
+
+def _key(axis: Any, series: list[str]) -> tuple[list[Any], list[str]]:
+    """A mark for each series, as a legend wants them."""
+    look = [(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i in range(len(series))]
+    return [axis.plot([], [], marker, color=colour, markersize=4)[0] for colour, marker in look], series
 
 
 def _values(point: dict[str, Any], protocol: str) -> list[float]:
     """The protocol's headline metric of each seed, in the order of seeds."""
     cells = sorted((c for c in point["evaluations"] if c["protocol"] == protocol), key=lambda c: c["seed"])
     return [next(iter(cell["metrics"].values())) for cell in cells]
+
+
+def _paths(study: dict[str, Any]) -> list[str]:
+    return list(study["points"][0]["levels"])
+
+
+def _level_texts(levels: dict[str, Any]) -> list[str]:
+    return [display(str(level)) if path == METHOD else str(level) for path, level in levels.items()]
+
+
+def _series(point: dict[str, Any]) -> str:
+    return " / ".join(_level_texts(point["levels"])[:-1])
+
+
+def _subject(study: dict[str, Any]) -> str:
+    """What is varied: the study's method, or all of those that it compares."""
+    methods = [point["levels"].get(METHOD, study["base"]) for point in study["points"]]
+    return ", ".join(map(display, dict.fromkeys(methods)))
+
+
+def _remarks(study: dict[str, Any]) -> str:
+    """What a reader must know of the image set, and what every point shares."""
+    shared = ", ".join(f"{path} = {value}" for path, value in study["fixed"].items())
+    return "".join(
+        [
+            f" Images: {study['data']}{', ' + study['caption'] if study['caption'] else ''}.",
+            f" Everywhere {shared}." if shared else "",
+        ]
+    )
 
 
 def _short(path: str) -> str:
