@@ -7,7 +7,7 @@ export PATH := $(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro report check format test test-slurm test-all bench lock clean
+.PHONY: help setup repro full report check format test test-slurm test-all bench lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -25,6 +25,9 @@ setup:  ## create the environment (VENV=path puts it elsewhere) from requirement
 
 repro: setup  ## compute what is missing, then render the reports (PROFILE=profiles/smoke for another scale)
 	@cd $(PROFILE) && python -m bench repro
+
+full: setup  ## every study at five seeds, and a verdict on the papers' claims (profiles/full)
+	@cd profiles/full && python -m bench repro
 
 report: setup  ## render the reports again from the committed records
 	@cd $(PROFILE) && python -m bench render

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.products import FORMULAS
+
 
 @dataclass
 class Flops:
@@ -17,7 +19,7 @@ class Flops:
 @contextmanager
 def counting() -> Iterator[Flops]:
     """Count the operations inside, backwards too; they compute what they would without."""
-    flops, counter = Flops(), FlopCounterMode(display=False)
+    flops, counter = Flops(), FlopCounterMode(display=False, custom_mapping=FORMULAS)
     with counter:
         yield flops
     flops.count = counter.get_total_flops()

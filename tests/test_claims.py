@@ -735,7 +735,12 @@ def test_what_fits_is_let_through_before_and_after_a_run(tmp_path):
 def test_a_plan_is_checked_whole(tmp_path):
     cells = [{"method": "byol", "seed": s} for s in range(5)]
     points = [{"levels": p["levels"], "cells": p["evaluations"]} for p in sizes()["points"]]
-    plan = {"protocols": ["linear"], "cells": cells, "studies": {"sizes": {"protocols": ["linear"], "points": points}}}
+    plan = {
+        "protocols": ["linear"],
+        "cells": cells,
+        "studies": {"sizes": {"protocols": ["linear"], "points": points}},
+        "judged": ["sizes", "main"],
+    }
     level = {"metric": "linear.top1", "levels": {"b": {"take": {"method": "byol"}}}}
     main = claim("main", study="main", quantity=level, predicate={"name": "greater", "left": "b", "right": 0.1})
     check_plan(load(write(tmp_path, claim(), main)), plan)
@@ -747,6 +752,10 @@ def test_a_plan_is_checked_whole(tmp_path):
         "nnclr.yaml: claim 'one': study 'sizes' has 4 seeds; 5 are needed",
         "nnclr.yaml: claim 'main': level 'b': method: no cell of 'simclr'; allowed: byol",
     ]
+    papers = load(write(tmp_path, claim(), main))
+    check_plan(papers, plan | {"judged": []})  # what is not judged here is not checked here
+    with pytest.raises(ClaimsError, match="judged: unknown study 'sizs'; did you mean 'sizes'"):
+        check_plan(papers, plan | {"judged": ["sizs"]})
 
 
 # One claim for every kind of study that the papers have: the format must hold them.

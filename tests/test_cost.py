@@ -7,6 +7,7 @@ from torch import nn
 from bench.cost import counting
 from bench.encoders.conv4 import Conv4
 from bench.features import extract
+from bench.products import rows_by_rows
 from tests.test_methods import TRAINING, images, trainer
 
 
@@ -67,5 +68,15 @@ def test_clusterings_are_counted(tmp_path):
     run.run()
     encoder = run.method.encoder
     with counting() as forward:
-        extract(encoder, run.images)
+        run._extract(encoder)
     assert run.flops_between > forward.count  # an epoch's features, and k-means on them
+
+
+@pytest.mark.parametrize("portable", [True, False])
+def test_products_without_a_gradient_are_counted_whichever_library_multiplies(portable, monkeypatch):
+    monkeypatch.setattr("bench.products.is_portable", lambda: portable)
+    a, b = torch.rand(5, 3), torch.rand(7, 3)
+    with counting() as flops:
+        product = rows_by_rows(a, b)
+    assert flops.count == 2 * 5 * 3 * 7
+    torch.testing.assert_close(product, a @ b.mT)

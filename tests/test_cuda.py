@@ -23,7 +23,7 @@ from bench.errors import StoppedError
 from bench.evaluators import EVALUATORS
 from bench.evaluators.base import EvaluationData, Labelled
 from bench.evaluators.knn import nearest_rows
-from bench.features import Trained, extract
+from bench.features import Trained
 from bench.methods import METHODS
 from bench.pretrain import Trainer
 from bench.probe import probe
@@ -116,7 +116,7 @@ def test_a_loss_and_its_gradients_are_the_cpus_but_for_rounding(method, options,
     for device in ("cpu", "cuda"):
         run = trainer(method, tmp_path, device, options=options)
         run._prepare()
-        run.method.before_epoch(0, lambda module, run=run: extract(module, run.images))
+        run.method.before_epoch(0, run._extract)
         run.method.double().train()
         batch = first_batch(run)
         # the same views: where noise is normalised by its batch, a last bit of a view moves gradients by per cents

@@ -802,6 +802,7 @@ GOOD = {
     "embedded_mnist": {"test": 1_000},
     "embedded_mnist_classes": {"first": 0, "last": 4, "test": 1_000},
     "digits": {"side": 8, "test": 360},
+    "scenes": {"test": 1_000, "hues": 3, "spread": 0.1, "texture": 0.05},
     "image_folder": {"folder": "imagenet", "side": 224},
     "image_folder_lists": {"folder": "imagenet", "side": 256, "label_lists": {"0.01": "1percent.txt"}},
     "npz": {"train": "train.npz", "test": "test.npz"},
