@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.errors import BenchError
-from bench.launch.commands import add_commands
+from bench.commands import add_commands
 from bench.store import Store
 
 if TYPE_CHECKING:

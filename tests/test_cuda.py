@@ -218,8 +218,8 @@ def test_the_path_of_penalties_ends_at_the_cpus_optimum():
     x = torch.randn(400, 30, generator=generator)
     y = (x[:, :5] + torch.randn(400, 5, generator=generator)).argmax(1)
     penalties = [100.0, 1.0, 0.01]
-    on_cpu = solve_path(x, Softmax(y, 5), penalties, tolerance=1e-9)
-    on_gpu = solve_path(x.cuda(), Softmax(y.cuda(), 5), penalties, tolerance=1e-9)
+    on_cpu = solve_path(x, Softmax(y, 5), penalties, tolerance=1e-10)
+    on_gpu = solve_path(x.cuda(), Softmax(y.cuda(), 5), penalties, tolerance=1e-10)
     for a, b in zip(on_gpu, on_cpu, strict=True):
         torch.testing.assert_close(a.cpu(), b, rtol=1e-5, atol=1e-5)
 

@@ -440,3 +440,10 @@ def test_one_fault_has_one_line():
 )
 def test_a_refusal_gives_the_path_as_it_stands_in_the_file(path, value):
     assert f"params.yaml: {path}:" in refusal({path: value})
+
+
+def test_the_command_line_offers_every_cluster():
+    from bench.cluster import KINDS
+    from bench.commands import CLUSTERS
+
+    assert sorted(KINDS) == list(CLUSTERS)

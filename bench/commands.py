@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from bench.cluster import KINDS, Local, Slurm
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from bench.settings import Params
     from bench.store import Store
 
+CLUSTERS = ("debug", "local", "slurm")  # those of bench.cluster, which is slow to import
 WATCH_SECONDS = 5.0
 LOG_LINES = 40
 Add = Callable[[str, Callable[[argparse.Namespace], None], str], argparse.ArgumentParser]
@@ -31,7 +31,7 @@ class SubmitOptionsError(BenchError, ValueError):
 def add_commands(add: Add) -> None:
     """Add the commands to the command line."""
     submit = add("submit", _submit, "compute every missing cell of the whole plan: here, or as jobs of a cluster")
-    submit.add_argument("--cluster", choices=sorted(KINDS), help="instead of params.yaml's, or BENCH_CLUSTER's")
+    submit.add_argument("--cluster", choices=CLUSTERS, help="instead of params.yaml's, or BENCH_CLUSTER's")
     submit.add_argument("--workers", type=_positive, help="cells side by side, for local (default: the cores)")
     submit.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", help="of methods, protocols and studies (with what they need)"
@@ -55,6 +55,7 @@ def _positive(text: str) -> int:
 
 def _submit(options: argparse.Namespace) -> None:
     from bench.cli import planned
+    from bench.cluster import Slurm
     from bench.external import import_needed
     from bench.launch import ensure, to_compute
     from bench.store import Store
@@ -79,10 +80,14 @@ def _submit(options: argparse.Namespace) -> None:
 
 
 def _waiting(cluster: "Cluster") -> "Cluster":
+    from bench.cluster import Slurm
+
     return cluster.model_copy(update={"wait": True}) if isinstance(cluster, Slurm) else cluster
 
 
 def _cluster(options: argparse.Namespace, settings: "Params") -> "Cluster":
+    from bench.cluster import KINDS, Local
+
     cluster = settings.cluster
     if options.cluster and options.cluster != cluster.name:
         cluster = KINDS[options.cluster]()
@@ -116,6 +121,7 @@ def select(plan: "Plan", names: Sequence[str]) -> "list[Cell]":
 
 def preview(cells: "Sequence[Cell]", cluster: "Cluster", store: "Store") -> str:
     """The cells, and how they would be run: nothing is computed or queued."""
+    from bench.cluster import Slurm
     from bench.launch.arrays import plan_arrays
     from bench.launch.estimate import Estimates
     from bench.launch.status import duration
