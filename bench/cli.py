@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.errors import BenchError
 from bench.commands import add_commands
+from bench.errors import BenchError
 from bench.store import Store
 
 if TYPE_CHECKING:
