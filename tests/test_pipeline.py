@@ -208,6 +208,56 @@ def test_a_method_in_one_file_and_a_line_of_params_is_in_every_table(done, tmp_p
     assert {"main.md", "over_random_init.md"} <= set(with_methods)
 
 
+STUDY = """judged: [mine]
+
+studies:
+  mine:
+    seeds: [0, 1, 2, 3, 4]
+    fixed: {defaults.epochs: 1, defaults.snapshots: [1]}
+    points: [{method: supervised, data.fraction: 1.0}, {method: random_init, data.fraction: 0.5}]
+    protocols: [knn]
+"""
+CLAIM = """
+  - id: mine
+    statement: Labels help.
+    source: {place: Table 9, certainty: noted}
+    study: mine
+    quantity: {metric: knn.top1_k20, along: method}
+    predicate: {name: greater, left: supervised, right: random_init}
+    margin: 0.0
+    primary: false
+    published: []
+untested:
+"""
+
+
+def test_a_study_is_an_entry_of_params_and_a_claim_an_entry_of_its_paper(done, tmp_path):
+    more = Workspace(tmp_path)
+    shutil.copytree(done.store, more.store)
+    more.edit(PARAMS, "studies:\n", STUDY)
+    more.edit("bench/papers/nnclr.yaml", "\nuntested:\n", CLAIM)
+    more.run("bench", "submit", "--only", "mine")
+    more.run("bench", "report", "--partial")
+    shown = more.here / "reports-partial"
+    rows = [line for line in (shown / "tables" / "study_mine.md").read_text().splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[:3] for row in rows[2:]] == [["| Supervised", "1.0", "5"], ["| Random init", "0.5", "5"]]
+    assert (shown / "figures" / "study_mine.svg").is_file()
+    (row,) = [line for line in (shown / "tables" / "claims.md").read_text().splitlines() if line.startswith("| mine:")]
+    assert any(verdict in row for verdict in ("reproduced", "contradicted", "inconclusive"))
+    assert "not testable" not in row
+    assert sum(json.loads((shown / "metrics.json").read_text())["claims"].values()) > 50
+    more.edit(PARAMS, "seeds: [0, 1, 2, 3, 4]", "seeds: [0, 1, 2, 3]")
+    refused = more.run("bench", "cells", check=False)
+    assert refused.returncode == 1
+    assert "nnclr.yaml: claim 'mine': study 'mine' has 4 seeds; 5 are needed" in refused.stderr
+
+
+def test_the_ledger_is_printed_and_its_findings_are_no_error(done):
+    printed = done.run("bench", "claims").stdout
+    assert "not testable here" in printed
+    assert "this profile judges no study 'main'" in printed
+
+
 def test_a_removed_method_leaves_nothing_behind(done, tmp_path):
     fewer = Workspace(tmp_path)
     fewer.store.parent.mkdir(exist_ok=True)
