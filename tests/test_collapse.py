@@ -158,7 +158,8 @@ def features(run: Trainer) -> torch.Tensor:
     """Of the training images with ink: that equal images have equal features is no collapse."""
     method = run.method
     seen = nn.Sequential(method.encoder, method.projector) if hasattr(method, "projector") else method.encoder
-    return extract(seen, run.images[(run.images > 0).flatten(1).any(1)])
+    images = torch.from_numpy(run.source[run.ids])
+    return extract(seen, images[(images > 0).flatten(1).any(1)])
 
 
 def relative_spread(z: torch.Tensor) -> float:

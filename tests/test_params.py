@@ -90,7 +90,7 @@ REFUSED = {
         {"defaults.optimizer.lrr": 3},
         ["defaults.optimizer", ".lrr:", "3", "mean 'lr'", "name, scaling, weight_decay"],
     ),
-    "missing_key": ({"seeds": ABSENT}, ["seeds: missing", "evaluations, methods"]),
+    "missing_key": ({"seeds": ABSENT}, ["seeds: missing", "evaluations, judged, methods"]),
     "missing_nested_key": ({"defaults.batch": ABSENT}, ["defaults.batch: missing", "device, epochs"]),
     "text_for_a_number": ({"defaults.epochs": "12"}, ["defaults.epochs:", "valid integer", "'12'"]),
     "fraction_for_a_count": ({"defaults.epochs": 1.5}, ["defaults.epochs:", "integer", "1.5"]),

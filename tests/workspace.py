@@ -32,7 +32,11 @@ class Workspace:
             source, target = ROOT / name, self.root / name
             if source.is_symlink() or source.is_file():
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, target, follow_symlinks=False)
+                shutil.copy2(source, target, follow_symlinks=False)
+        compiled = self.root / "bench" / "__pycache__"  # numba knows a source by its time: nothing is compiled again
+        compiled.mkdir()
+        for path in (ROOT / "bench" / "__pycache__").glob("*.nb?"):
+            shutil.copy2(path, compiled)
         (self.here / "dvc.lock").unlink(missing_ok=True)
         if not whole:
             self._shrink()
