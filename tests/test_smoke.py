@@ -9,6 +9,8 @@ from bench.evaluators import EVALUATORS
 from bench.methods import METHODS
 from tests.workspace import Workspace
 
+pytestmark = pytest.mark.slow  # the whole profile, two minutes: other tests run a few of its methods
+
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
