@@ -39,13 +39,13 @@ format: setup  ## mend what lint and format can mend
 	@ruff check --fix . ; ruff format .
 
 test: setup  ## every test that takes less than a minute and needs no cluster
-	@python -m pytest -m "not slow and not slurm" -n 2 --dist loadfile
+	@python -m pytest -m "not slow and not slurm" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slurm: setup  ## the tests on a real SLURM cluster, which they start (as root; Debian's slurm-wlm and munge)
 	@python -m pytest -m slurm -n 4 --dist worksteal tests/slurm
 
 test-all: setup  ## every test
-	@python -m pytest -n 2 --dist loadfile
+	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: setup  ## measure speed and memory against peers, as ratios (under 15 minutes on two cores)
 	@python -m benchmarks

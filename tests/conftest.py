@@ -17,3 +17,11 @@ def _numerics() -> None:
     from bench.numerics import require
 
     require("portable", 1, "cpu")
+
+
+# files of few and long tests: begun last, one of two workers would end minutes before the other
+FIRST = ("test_pipeline.py", "test_report.py", "test_fingerprint.py", "test_collapse.py", "test_resume.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))

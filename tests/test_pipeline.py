@@ -56,6 +56,7 @@ def test_a_clean_checkout_makes_the_same_bytes_again(done):
     assert done.results() == before
 
 
+@pytest.mark.slow  # every other test here ends with `dvc repro` too, after submitting
 def test_dvc_alone_in_one_process_gives_the_same_lock_and_cells_as_submitting_first(done, tmp_path):
     alone = Workspace(tmp_path)
     alone.edit(PARAMS, "name: local", "name: debug")
