@@ -8,10 +8,10 @@ from bench.numerics import pin
 
 pin("native", 1)
 
+from bench.say import say  # noqa: E402
 from benchmarks import results  # noqa: E402
 from benchmarks.registry import chosen, parser, rows  # noqa: E402
 from benchmarks.rows import Measured, Row  # noqa: E402
-from benchmarks.timing import say  # noqa: E402
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from bench.plan import make_plan
 from benchmarks.views import RECIPE, SIDE, pictures
 
 PROFILE = Path(__file__).resolve().parents[1] / "profiles" / "cifar10-lite" / "params.yaml"
-ENCODER = {"name": "conv4", "width": 12, "stem_stride": 2, "sobel": False}  # params.yaml's
+CONV4 = {"width": 12, "stem_stride": 2, "sobel": False}  # that of release 0.4.0's tables
 SGD = {"name": "sgd", "lr": 0.06, "momentum": 0.9, "weight_decay": 1e-4, "decay_norm_bias": False}
 NNCLR = {  # the widths of lightly's documented example
     "temperature": 0.1,
@@ -51,7 +51,7 @@ def config(method: str, options: dict[str, Any], rows: int, *, views: int = 2, *
     manifest = {"name": "m", "sha256": "0", "metric": "top1", "channels": 3, "height": SIDE, "width": SIDE}
     manifest |= {"rows": rows + 1, "test_rows": 1}
     raw = params.load(PROFILE).model_dump(exclude_unset=True)
-    raw["seeds"], raw["encoder"] = [0], ENCODER
+    raw["seeds"], raw["encoder"] = [0], {"name": "conv4", **CONV4}
     raw["data"] |= {"validation": 0.0, "fraction": 1.0}
     raw["recipes"] = {"symmetric": {"views": [RECIPE["views"][0] | {"count": views}]}}
     raw["methods"] = {method: options}

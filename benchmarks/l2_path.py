@@ -11,8 +11,8 @@ from torch import Tensor
 
 from bench.evaluators.linear import fit_path
 from bench.evaluators.penalties import log_spaced
+from bench.say import say
 from benchmarks.rows import Measured, Row, faster
-from benchmarks.timing import say
 
 PATH = log_spaced(1e-6, 1e5, 45)
 DIM = 512

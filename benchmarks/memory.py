@@ -102,8 +102,8 @@ def _train(chosen: dict, data: object, folder: Path) -> dict[str, int]:
     except Exception as error:  # stopped, as was asked for
         if type(error).__name__ != "StoppedError":
             raise
-    held = _bytes(run.method) + sum(t.nbytes for t in optimizer_tensors(run.optimizer).values()) + run.images.nbytes
-    return grown(before, held)
+    held = _bytes(run.method) + sum(t.nbytes for t in optimizer_tensors(run.optimizer).values())
+    return grown(before, held + len(run.ids) * run.source[0].nbytes)
 
 
 def _bytes(module: object) -> int:

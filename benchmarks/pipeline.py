@@ -6,8 +6,9 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from bench.say import say
 from benchmarks.rows import Measured, Row, limit
-from benchmarks.timing import Candidate, in_turn, say
+from benchmarks.timing import Candidate, in_turn
 from tests.workspace import Workspace, kept
 
 REPEATS = 5

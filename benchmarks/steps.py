@@ -9,13 +9,14 @@ from torch import Tensor
 from bench.build import build_encoder
 from bench.methods import METHODS
 from bench.methods.base import Batch, DataInfo, Method, Progress
+from benchmarks.cells import CONV4
 from benchmarks.views import SIDE
 
-CONV4 = {"name": "conv4", "options": {"width": 12, "stem_stride": 2, "sobel": False}}
+SMALL = {"name": "conv4", "options": CONV4}
 RESNET18 = {"name": "resnet18", "options": {"stem": "small", "zero_init_residual": False}}
 
 
-def build(method: str, options: dict[str, Any], rows: int, encoder: dict[str, Any] = CONV4) -> Method:
+def build(method: str, options: dict[str, Any], rows: int, encoder: dict[str, Any] = SMALL) -> Method:
     """A method that trains on so many images."""
     f = build_encoder(encoder, 3, 0)
     made = METHODS[method](f, DataInfo(rows, 10, 3, SIDE), seed=0, **options)

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,8 @@ from pathlib import Path
 from statistics import median
 
 import torch
+
+from bench.say import say
 
 TICK = os.sysconf("SC_CLK_TCK")
 
@@ -119,8 +120,3 @@ def _confine(chosen: set[int]) -> None:
             os.sched_setaffinity(int(task.name), chosen)
         except ProcessLookupError:  # the thread has ended
             continue
-
-
-def say(text: str) -> None:
-    """Tell how far it is."""
-    print(text, file=sys.stderr, flush=True)

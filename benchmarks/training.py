@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bench.checkpoint import Checkpoints
 from bench.encoders import ENCODERS
 from bench.pretrain import Trainer
-from benchmarks.cells import ENCODER, NNCLR, SGD, config, images
+from benchmarks.cells import CONV4, NNCLR, SGD, config, images
 from benchmarks.rows import Measured, Row, faster
 from benchmarks.timing import Candidate, Clock, Spent, cores, in_turn, least, threads
 from benchmarks.views import BATCH, WORKERS, lightly_views, loader
@@ -46,8 +46,7 @@ class Documented(nn.Module):
         from lightly.models.modules.heads import NNCLRPredictionHead, NNCLRProjectionHead
 
         super().__init__()
-        options = {key: value for key, value in ENCODER.items() if key != "name"}
-        self.backbone = ENCODERS["conv4"](3, **options)
+        self.backbone = ENCODERS["conv4"](3, **CONV4)
         self.projection_head = NNCLRProjectionHead(self.backbone.dim, NNCLR["hidden"], NNCLR["dim"])
         self.prediction_head = NNCLRPredictionHead(NNCLR["dim"], NNCLR["predictor_hidden"], NNCLR["dim"])
 

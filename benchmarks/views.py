@@ -67,7 +67,7 @@ def lightly_views() -> Transform:
     """lightly's SimCLRTransform with the same strengths; it neither blurs nor normalises here."""
     from lightly.transforms.simclr_transform import SimCLRTransform
 
-    jitter = {"cj_bright": 0.4, "cj_contrast": 0.4, "cj_sat": 0.4, "cj_hue": 0.1}
+    jitter = dict(zip(("cj_bright", "cj_contrast", "cj_sat", "cj_hue"), STRENGTHS.values(), strict=True))
     return SimCLRTransform(input_size=SIDE, **jitter, min_scale=0.2, gaussian_blur=0.0, normalize=None)
 
 
