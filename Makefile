@@ -26,8 +26,8 @@ setup:  ## create the environment (VENV=path puts it elsewhere) from requirement
 repro: setup  ## compute what is missing, then render the reports (PROFILE=profiles/smoke for another scale)
 	@cd $(PROFILE) && python -m bench repro
 
-full: setup  ## every study at five seeds, and a verdict on the papers' claims (profiles/full)
-	@cd profiles/full && python -m bench repro
+full:  ## every study at five seeds, and a verdict on the papers' claims (profiles/full)
+	@$(MAKE) --no-print-directory repro PROFILE=profiles/full
 
 report: setup  ## render the reports again from the committed records
 	@cd $(PROFILE) && python -m bench render
