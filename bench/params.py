@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError, create_model
 
 from bench.cluster import Cluster
@@ -24,7 +23,7 @@ from bench.refusals import refusals
 from bench.registry import Component, Registry, nearest_hint
 from bench.settings import METHOD, Params, Training, combinations
 from bench.strict import Strict
-from bench.yaml12 import parse
+from bench.yaml12 import read
 
 TUNING = "tuning.json"  # beside params.yaml: the trials that `bench tune` made
 
@@ -93,7 +92,7 @@ def load(path: Path) -> Params:
     """
     if not path.is_file():
         raise ParamsError(f"no {path}; run in a folder that holds a params.yaml")
-    params = check(_parsed(path), path.name)
+    params = check(read(path, path, ParamsError), path.name)
     own = os.environ.get("BENCH_CLUSTER")
     return params.model_copy(update={"cluster": _load_cluster(Path(own))}) if own else params
 
@@ -106,16 +105,9 @@ def _load_cluster(path: Path) -> Cluster:
     if not path.is_file():
         raise ParamsError(f"BENCH_CLUSTER: no {path}; it wants a file that holds a section `cluster`")
     try:
-        return _ClusterFile.model_validate(_parsed(path)).cluster
+        return _ClusterFile.model_validate(read(path, path, ParamsError)).cluster
     except ValidationError as error:
         raise ParamsError("\n".join(f"{path}: {line}" for line in refusals(error, _ClusterFile))) from None
-
-
-def _parsed(path: Path) -> Any:
-    try:
-        return parse(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{path}: {error}") from None
 
 
 def check(raw: Any, name: str = "params.yaml") -> Params:

@@ -35,13 +35,18 @@ class Published:
 
     @property
     def dagger(self) -> str:
-        """A dagger on what was recalled rather than read."""
-        return " †" if self.certainty == "recalled" else ""
+        """As `dagger`."""
+        return dagger(self.certainty)
 
     def __str__(self) -> str:
         who = ", ".join(part for part in (self.method, self.setting) if part)
         unit = "" if self.unit == "-" else f" {self.unit}"
         return f"{who}, {self.data}: {self.metric} {self.value}{unit}{self.dagger}"
+
+
+def dagger(certainty: str) -> str:
+    """A dagger on what was recalled rather than read."""
+    return " †" if certainty == "recalled" else ""
 
 
 @cache

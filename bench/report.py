@@ -197,7 +197,7 @@ def render(records: Records, folder: Path) -> None:
     numbers = records.numbers
     frame = metrics_frame(numbers)
     main = main_table(frame, numbers)
-    lines = judge(numbers)
+    lines = judge(numbers) if numbers["judged"] else []
     studies: list[tuple[str, list[Table | Figure]]] = [
         (f"Study: {name}", [study_table(name, study), study_figure(name, study)])
         for name, study in numbers["studies"].items()
@@ -207,7 +207,7 @@ def render(records: Records, folder: Path) -> None:
         ("Protocols", [protocol_table(frame, numbers, protocol) for protocol in numbers["protocols"]]),
         ("Training", [loss_curves(numbers), neighbours(numbers), tuning_table(numbers["tuning"])]),
         *studies,
-        ("Claims", [as_table(lines)] if numbers["judged"] else []),
+        ("Claims", [as_table(lines)] if lines else []),
         ("Recipes", [recipe_gallery(name, arrays) for name, arrays in records.group("recipe").items()]),
         ("Retrieval", [retrieval(name, arrays) for name, arrays in records.group("retrieval").items()]),
     ]
@@ -215,7 +215,7 @@ def render(records: Records, folder: Path) -> None:
     for exhibit in shown:
         _write(exhibit, folder)
     records.save(folder)
-    judged = {"claims": counts(lines)} if numbers["judged"] else {}
+    judged = {"claims": counts(lines)} if lines else {}
     write_json(folder / "metrics.json", _headline(main.data, numbers) | judged)
     write_json(folder / "plots" / "loss.json", _loss_rows(numbers))
     write_json(folder / "plots" / "accuracy.json", _accuracy_rows(main.data))

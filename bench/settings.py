@@ -244,7 +244,7 @@ class Training(Strict):
         return self
 
 
-Levels = Annotated[list[Any], MinLen(1)]
+Vary = Annotated[dict[str, Annotated[list[Any], MinLen(1)]], MinLen(1)]  # levels by path
 METHOD = "method"  # a path of a study that stands for the method itself
 
 
@@ -264,7 +264,7 @@ class Study(Strict):
     data: str | None = None
     seeds: Annotated[list[NonNegativeInt], MinLen(1)] | None = None
     fixed: dict[str, Any] = Field(default_factory=dict)
-    vary: Annotated[dict[str, Levels], MinLen(1)] | None = None
+    vary: Vary | None = None
     points: Annotated[list[Annotated[dict[str, Any], MinLen(1)]], MinLen(1)] | None = None
     protocols: Annotated[list[str], MinLen(1)]
 
@@ -311,7 +311,7 @@ class Tuning(Strict):
 
     seeds: Annotated[list[Annotated[int, Ge(1000)]], MinLen(1)]
     protocol: str
-    trials: dict[str, Annotated[dict[str, Annotated[list[Any], MinLen(1)]], MinLen(1)]]
+    trials: dict[str, Vary]
 
     @model_validator(mode="after")
     def _equal(self) -> "Tuning":

@@ -1,6 +1,7 @@
 """YAML as people expect it: the scalars of YAML 1.2, and no key twice."""
 
 import re
+from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
@@ -52,3 +53,17 @@ def parse(text: str) -> Any:
         yaml.YAMLError: it is not YAML, or gives a key twice.
     """
     return yaml.load(text, _Loader)
+
+
+def read(path: Path, shown: object, error: type[Exception]) -> Any:
+    """The value of a YAML file.
+
+    Args:
+        path: the file.
+        shown: how it is named in an error.
+        error: what is raised where it is no such document.
+    """
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as cause:
+        raise error(f"{shown}: {cause}") from None

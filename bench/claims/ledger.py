@@ -15,7 +15,7 @@ from bench.claims.paper import MIN_SEEDS, Claim, Entry, Paper, Untested, out_of_
 from bench.claims.predicates import UntestableError
 from bench.claims.quantities import Measured, measure
 from bench.claims.studies import MAIN, Study
-from bench.published import of_groups
+from bench.published import dagger, of_groups
 from bench.stats import LEVEL, holm
 
 Verdict = Literal["reproduced", "contradicted", "inconclusive", "not testable here"]
@@ -180,6 +180,6 @@ def _untested(paper: Paper, claim: Untested, reasons: Mapping[str, str]) -> Line
 
 
 def _start(paper: Paper, claim: Entry) -> Line:
-    place = claim.source.place + (" †" if claim.source.certainty == "recalled" else "")
+    place = claim.source.place + dagger(claim.source.certainty)
     rows = tuple(str(row) for row in of_groups(claim.published))
     return Line(claim.id, paper.paper, claim.statement, place, rows, "not testable here")

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from annotated_types import MinLen
 from pydantic import BaseModel, ValidationError
 
@@ -18,7 +17,7 @@ from bench.published import PAPERS, published
 from bench.refusals import refusals
 from bench.registry import nearest_hint
 from bench.strict import Strict
-from bench.yaml12 import parse
+from bench.yaml12 import read
 
 MIN_SEEDS = 5  # for a verdict: at three, a t interval is 2.5 standard deviations wide either way, at five 1.2
 MOST_PRIMARY = 6  # of a paper
@@ -124,11 +123,11 @@ def load(folder: Path = PAPERS) -> dict[str, Paper]:
 def out_of_scope(folder: Path = PAPERS) -> dict[str, str]:
     """Why some claims are not tested here, by name."""
     path = folder / SCOPE
-    return _validated(_Scope, _parsed(path), path.name).out_of_scope if path.is_file() else {}
+    return _validated(_Scope, read(path, path.name, ClaimsError), path.name).out_of_scope if path.is_file() else {}
 
 
 def _read(path: Path) -> Paper:
-    file = _validated(_File, _parsed(path), path.name)
+    file = _validated(_File, read(path, path.name, ClaimsError), path.name)
     lines: list[str] = []
     claims = _entries(path, file.claims, Claim, lines)
     untested = _entries(path, file.untested, Untested, lines)
@@ -153,13 +152,6 @@ def _validated(model: type[M], raw: Any, where: str) -> M:
         return model.model_validate(raw)
     except ValidationError as error:
         raise ClaimsError("\n".join(f"{where}: {line}" for line in refusals(error, model))) from None
-
-
-def _parsed(path: Path) -> Any:
-    try:
-        return parse(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ClaimsError(f"{path.name}: {error}") from None
 
 
 def _twice(papers: Mapping[str, Paper]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from bench.claims.ledger import VERDICTS, Line
 from bench.exhibits.base import Table
 from bench.published import UNCHECKED
+from bench.stats import LEVEL
 
 SYMBOLS = {"reproduced": "●", "contradicted": "✕", "inconclusive": "◐", "not testable here": "○"}
 COLUMNS = ["Claim", "Place", "Verdict", "Estimate [interval]", "Margin", "n", "Detectable", "p", "Holm p"]
@@ -83,7 +84,7 @@ def _paragraph(line: Line) -> str:
 def _interval(line: Line) -> str:
     if line.estimate is None or line.level is None:
         return ""
-    level = "" if round(line.level, 6) == 0.95 else f" ({100 * line.level:.3g} %)"
+    level = "" if round(line.level, 6) == LEVEL else f" ({100 * line.level:.3g} %)"
     return f"{_number(line.estimate)} [{_number(line.low)}, {_number(line.high)}]{level}"
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bench.exhibits.base import COLOURS, DECIMALS, MARKERS, Figure, Table, display, drawing, finish, percent
+from bench.exhibits.base import DECIMALS, Figure, Table, display, drawing, finish, look, percent
 from bench.settings import METHOD
 from bench.stats import t_interval
 
@@ -50,9 +50,10 @@ def study_figure(name: str, study: dict[str, Any]) -> Figure:
         figure, axes = plt.subplots(1, count, figsize=(3.3 * count, 2.6), squeeze=False)
         for axis, protocol in zip(axes[0], study["protocols"], strict=True):
             for point in study["points"]:
-                number = series.index(_series(point))
-                x = ticks.index(_level_texts(point["levels"])[-1]) + SPREAD * ((number + 0.5) / len(series) - 0.5)
-                _draw(axis, x, _values(point, protocol), number)
+                own = _series(point)
+                tick = ticks.index(_level_texts(point["levels"])[-1])
+                aside = SPREAD * ((series.index(own) + 0.5) / len(series) - 0.5)
+                _draw(axis, tick + aside, _values(point, protocol), _look(own, series))
             axis.set_xticks(range(len(ticks)), ticks)
             axis.set_xlim(-0.5, len(ticks) - 0.5)
             axis.set_xlabel(_short(paths[-1]))
@@ -70,21 +71,24 @@ def study_figure(name: str, study: dict[str, Any]) -> Figure:
         )
 
 
-def _draw(axis: Any, x: float, values: list[float], number: int) -> None:
+def _look(name: str, series: list[str]) -> dict[str, Any]:
+    """A series' colour and marker: points along an axis of names are no line."""
+    return {**look(name, series), "linestyle": "None", "markersize": 4}
+
+
+def _draw(axis: Any, x: float, values: list[float], style: dict[str, Any]) -> None:
     if not values:
         return
     shown = [round(100 * v, DECIMALS) for v in values]
-    interval, colour = t_interval(shown), COLOURS[number % len(COLOURS)]
-    axis.plot([x + 0.06] * len(shown), shown, ".", color=colour, alpha=0.5, markersize=3)
+    interval = t_interval(shown)
+    axis.plot([x + 0.06] * len(shown), shown, ".", color=style["color"], alpha=0.5, markersize=3)
     half = interval.half or 0.0
-    marker = MARKERS[number % len(MARKERS)]
-    axis.errorbar([x], [interval.mean], yerr=[[half], [half]], fmt=marker, color=colour, capsize=3, markersize=4)
+    axis.errorbar([x], [interval.mean], yerr=[[half], [half]], capsize=3, **style)
 
 
 def _key(axis: Any, series: list[str]) -> tuple[list[Any], list[str]]:
     """A mark for each series, as a legend wants them."""
-    look = [(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i in range(len(series))]
-    return [axis.plot([], [], marker, color=colour, markersize=4)[0] for colour, marker in look], series
+    return [axis.plot([], [], **_look(name, series))[0] for name in series], series
 
 
 def _values(point: dict[str, Any], protocol: str) -> list[float]:
