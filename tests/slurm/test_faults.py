@@ -150,7 +150,7 @@ def test_an_exception_fails_its_cells_alone_and_status_tells_its_last_line(site,
 
 def test_a_job_out_of_memory_is_named_with_what_to_raise(site, undisturbed):
     site.set(megabytes=1800)
-    site.configure(memory=1.5)
+    site.configure(memory=2.0)
     site.run("bench", "submit")
     site.until(site.quiet, "all jobs have ended")
     assert "ran out of memory; raise cluster.memory" in site.status()
