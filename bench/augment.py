@@ -19,6 +19,7 @@ from torch import Tensor
 from bench import kernels
 from bench.random import Address
 
+GEOMETRY = ("crop", "flip")  # ops that move pixels; all others change colours
 ATTEMPTS = 10  # of torchvision's RandomResizedCrop, before it falls back to the centre
 ADJUSTMENTS = {  # of a jitter, in the order of their numbers
     "brightness": kernels.BRIGHTNESS,

@@ -14,9 +14,15 @@ from bench.methods.base import DataInfo, Method
 from bench.random import derive
 
 
-def training_info(images: ImageSet, rows: int) -> DataInfo:
+def training_info(images: ImageSet, rows: int, labels: Tensor | None = None) -> DataInfo:
     """What a method may know of the `rows` images of a set that it trains on."""
-    return DataInfo(rows, images.classes, images.images.shape[3], images.images.shape[1])
+    return DataInfo(rows, images.classes, images.images.shape[3], images.images.shape[1], labels)
+
+
+def seed_of(config: Mapping[str, Any], source: str) -> int:
+    """The seed of a source of randomness (`bench.settings.Sources`): the cell's own, but where it has one to itself."""
+    own = ((config["training"] or {}).get("sources") or {}).get(source)
+    return int(config["seed"] if own is None else own)
 
 
 def build_encoder(config: Mapping[str, Any], channels: int, seed: int) -> Encoder:
@@ -40,11 +46,11 @@ def build_method(config: Mapping[str, Any], data: DataInfo) -> Method:
         config: the cell's, as the plan writes it.
         data: the cell's training subset.
     """
-    seed = config["seed"]
+    seed = seed_of(config, "weights")
     encoder = build_encoder(config["encoder"], data.channels, seed)
     torch.manual_seed(derive(seed, "method"))
     chosen = config["method"]
-    method: Method = METHODS[chosen["name"]](encoder, data, seed=seed, **chosen["options"])
+    method: Method = METHODS[chosen["name"]](encoder, data, seed=seed_of(config, "draws"), **chosen["options"])
     return method.to(config["device"], memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

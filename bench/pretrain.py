@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bench.augment import make_views
-from bench.build import build_method, training_info
+from bench.augment import GEOMETRY, make_views
+from bench.build import build_method, seed_of, training_info
 from bench.checkpoint import (
     Checkpoint,
     Checkpoints,
@@ -85,10 +85,11 @@ class Trainer:
         self.ids = split(images, validation=data["validation"], fraction=data["fraction"]).train
         self.source = images.images  # mapped from disk: its rows are read as they are wanted, never all copied
         self.labels = torch.from_numpy(images.labels[self.ids])
-        self.info = training_info(images, len(self.ids))
+        self.info = training_info(images, len(self.ids), self.labels)
         self.method = build_method(config, self.info)
         self.history: list[dict[str, float]] = []
         self.sums: dict[str, float] = {}
+        self.last_loss: float | None = None
         self.flops_between = 0  # epochs: of clusterings and the like
         self.step = 0
 
@@ -166,7 +167,7 @@ class Trainer:
             if len(own) != self.info.rows:
                 raise ValueError(f"an order wants {self.info.rows} rows, not {len(own)}")
             return own.cpu().numpy()
-        return permutation(self.config["seed"], "order", self.ids, epoch)
+        return permutation(seed_of(self.config, "order"), "order", self.ids, epoch)
 
     def _batch(self, rows: NDArray[np.int64], seen: NDArray[np.int64], epoch: int, step: int = 0) -> Batch:
         # each shard in memory of its own, whatever else this process holds: where rows lie may choose a kernel
@@ -198,7 +199,8 @@ class Trainer:
         return torch.cat([extract(module, self._pixels(rows[i : i + BATCH])) for i in starts])
 
     def _views(self, rows: NDArray[np.int64], seen: NDArray[np.int64], epoch: int) -> list[Tensor]:
-        address = Address(self.config["seed"], "views", self.ids[rows], epoch, seen)
+        crops, colours = seed_of(self.config, "crops"), seed_of(self.config, "colours")
+        address = Address(colours, "views", self.ids[rows], epoch, seen, seeds=dict.fromkeys(GEOMETRY, crops))
         views = make_views(self.training["recipe"], self._pixels(rows), address)
         return [view.to(self.config["device"]) for view in views]
 
@@ -227,7 +229,9 @@ class Trainer:
         self.optimizer.step()
         detached = {name: tensor.detach() for name, tensor in e.items()}
         self.method.after_step(detached, batch, Progress(self.step, self.steps, batch.epoch))
-        for name, number in {"loss": value, "lr": rate, **logs}.items():
+        swing = 0.0 if self.last_loss is None else abs(value - self.last_loss)
+        self.last_loss = value
+        for name, number in {"loss": value, "loss_swing": swing, "lr": rate, **logs}.items():
             self.sums[name] = self.sums.get(name, 0.0) + number
         self.step += 1
 
@@ -261,16 +265,26 @@ class Trainer:
         return {"image": self._pixels(rows), **views}
 
     def cost(self) -> dict[str, int]:
-        """Counted operations of the whole training, and how many images it shows; changes batch statistics."""
+        """What the whole training and its use cost, counted; changes batch statistics.
+
+        `flops` of training and the `images` it shows; the `embedding_bytes` of an image's z, or h where nothing is
+        projected, and the `search_flops` of one query's products with those of all training images.
+        """
+        projector = getattr(self.method, "projector", None) or nn.Identity()
+        embedding = extract(nn.Sequential(self.method.encoder, projector), self._pixels(np.arange(1)))  # (1, d)
+        use = {
+            "embedding_bytes": embedding.shape[1] * embedding.element_size(),
+            "search_flops": 2 * embedding.shape[1] * len(self.ids),
+        }
         if not self.method.trains:
-            return {"flops": 0, "images": 0}
+            return {"flops": 0, "images": 0, **use}
         rows = np.arange(self.training["batch"])
         seen = np.zeros_like(rows)
         batch = self._labelled(self._views(rows, seen, 0), rows, seen, 0, 0)
         self.method.train()
         with counting() as step:
             self.method.loss(self.method.embed(batch), batch)[0].backward()
-        return {"flops": step.count * self.steps + self.flops_between, "images": self.steps * len(rows)}
+        return {"flops": step.count * self.steps + self.flops_between, "images": self.steps * len(rows), **use}
 
     def snapshot_path(self, epoch: int) -> Path:
         """Where the method's state after an epoch is kept."""
@@ -284,6 +298,7 @@ class Trainer:
         if due and self.world.rank == 0:
             method = {f"method.{name}": t for name, t in self.method.state_dict().items()}
             meta = {"step": self.step, "history": self.history, "sums": self.sums, "flops": self.flops_between}
+            meta["last_loss"] = self.last_loss
             self.checkpoints.save(self.step, method | optimizer_tensors(self.optimizer), meta)
             self._last_saved = time.monotonic()
         if stopping:
@@ -296,6 +311,7 @@ class Trainer:
         restore_optimizer(self.optimizer, saved.tensors)
         self.step, self.history = saved.meta["step"], saved.meta["history"]
         self.sums, self.flops_between = saved.meta["sums"], saved.meta["flops"]
+        self.last_loss = saved.meta["last_loss"]
 
 
 HISTORY = "history.jsonl"

@@ -134,9 +134,11 @@ def _augmentation(device: str) -> list[Tensor]:
 def _training(device: str) -> list[Tensor]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        encoder = Conv4(3, width=8, stem_stride=1, sobel=False)
+        encoder = Conv4(3, width=8, blocks=4, stem_stride=1, sobel=False)
         data = DataInfo(ROWS, 10, 3, SIDE)
-        method = SimCLR(encoder, data, seed=0, temperature=0.2, normalize=True, head="mlp", hidden=64, dim=32)
+        method = SimCLR(
+            encoder, data, candidates="all", seed=0, temperature=0.2, normalize=True, head="mlp", hidden=64, dim=32
+        )
     method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(method.parameters(), lr=2e-3, foreach=False)
     losses = []

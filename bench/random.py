@@ -7,7 +7,8 @@ and exact float operations are used: the same address gives the same bits on eve
 """
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -50,6 +51,7 @@ class Address:
         epoch: the epoch, from 0.
         occurrence: (n,) tells apart two draws of one image in one epoch; zeros by default.
         view: the view's position in its recipe.
+        seeds: of single ops, where they differ from `seed`; a number after an op's name does not count.
     """
 
     seed: int
@@ -58,6 +60,7 @@ class Address:
     epoch: int = 0
     occurrence: NDArray[np.int64] | None = None
     view: int = 0
+    seeds: Mapping[str, int] = field(default_factory=dict)
 
     def at_view(self, view: int) -> "Address":
         """The same address for another view."""
@@ -73,7 +76,7 @@ class Address:
         counter[..., 1] = self.epoch
         counter[..., 2] = (shown[:, None].astype(np.int64) << 16) | self.view
         counter[..., 3] = np.arange(blocks)
-        key = derive(self.seed, self.purpose, op)
+        key = derive(self.seeds.get(op.rstrip("0123456789"), self.seed), self.purpose, op)
         words = philox(counter, (key & 0xFFFFFFFF, key >> 32))
         return words.reshape(len(ids), blocks * _WORDS)[:, :count]
 

@@ -221,6 +221,24 @@ class Recipe(Strict):
         return self
 
 
+class Sources(Strict):
+    """Seeds of single sources of randomness; the cell's own seed where none is given.
+
+    Args:
+        weights: of encoder and heads, before training.
+        order: of the images, in each epoch.
+        crops: where views are cut and whether they are mirrored.
+        colours: what else is done to them.
+        draws: the method's own: negatives, first centroids, first rows of a bank or support set.
+    """
+
+    weights: NonNegativeInt | None = None
+    order: NonNegativeInt | None = None
+    crops: NonNegativeInt | None = None
+    colours: NonNegativeInt | None = None
+    draws: NonNegativeInt | None = None
+
+
 class Training(Strict):
     """How one method is pretrained."""
 
@@ -236,6 +254,7 @@ class Training(Strict):
     threads: PositiveInt
     shards: PositiveInt
     snapshots: list[PositiveInt]
+    sources: Sources = Field(default_factory=Sources)
 
     @model_validator(mode="after")
     def _portable_is_one_thread(self) -> "Training":

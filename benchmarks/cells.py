@@ -12,7 +12,7 @@ from bench.plan import make_plan
 from benchmarks.views import RECIPE, SIDE, pictures
 
 PROFILE = Path(__file__).resolve().parents[1] / "profiles" / "cifar10-lite" / "params.yaml"
-CONV4 = {"width": 12, "stem_stride": 2, "sobel": False}  # that of release 0.4.0's tables
+CONV4 = {"width": 12, "blocks": 4, "stem_stride": 2, "sobel": False}  # that of release 0.4.0's tables
 SGD = {"name": "sgd", "lr": 0.06, "momentum": 0.9, "weight_decay": 1e-4, "decay_norm_bias": False}
 NNCLR = {  # the widths of lightly's documented example
     "temperature": 0.1,

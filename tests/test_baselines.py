@@ -193,7 +193,7 @@ def test_barlow_twins_cannot_reach_zero_with_no_more_rows_than_features():
 def test_the_queue_holds_no_key_of_the_present_step_when_the_loss_is_computed():
     torch.manual_seed(0)
     method = MoCoV2(
-        Conv4(1, width=2, stem_stride=2, sobel=False),
+        Conv4(1, width=2, blocks=4, stem_stride=2, sobel=False),
         DataInfo(50, 10, 1, 14),
         seed=0,
         temperature=0.2,

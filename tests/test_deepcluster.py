@@ -495,3 +495,18 @@ def test_killed_and_resumed_it_has_the_same_assignments_head_and_order(tmp_path,
     assert parts[-1].run.history == straight.run.history
     final = straight.method.state_dict()
     assert all(torch.equal(t, final[name]) for name, t in parts[-1].method.state_dict().items())
+
+
+def test_the_history_has_the_clusters_agreement_with_the_labels_and_no_label_moves_anything_else():
+    labels = torch.arange(ROWS) % 7
+    told, untold = clustered(), clustered()
+    told.labels = labels
+    for method in (told, untold):
+        method.before_epoch(1, lambda module: extract(module, pixels()))
+    (loss, logs), (other, without) = (
+        m.loss(m.embed(b), b) for m, b in ((told.double(), batch()), (untold.double(), batch()))
+    )
+    assert logs["nmi_with_labels"] == pytest.approx(nmi(labels, told.assignments))
+    assert logs["nmi_with_labels"] > without["nmi_with_labels"] == 0
+    assert torch.equal(loss, other)
+    assert torch.equal(told.assignments, untold.assignments)

@@ -20,7 +20,7 @@ from bench.registry import ROOT
 # Every encoder has a row: options that keep it small. The contract below runs on it with 1 and 3 channels.
 OPTIONS = {
     "alexnet_bn": {"sobel": True, "pooled": 2, "fc_width": 8},
-    "conv4": {"width": 4, "stem_stride": 2, "sobel": False},
+    "conv4": {"width": 4, "blocks": 4, "stem_stride": 2, "sobel": False},
     "resnet18": {"stem": "small", "zero_init_residual": False},
     "resnet50": {"stem": "small", "zero_init_residual": False},
     "vgg16_bn": {"sobel": True, "pooled": 2, "fc_width": 8},
@@ -40,8 +40,8 @@ def on_meta(name, channels=3, **options):
         return build_encoder({"name": name, "options": options}, channels, 0)
 
 
-def conv4(width=4, stem_stride=2, seed=0, channels=1, sobel=False):
-    return build("conv4", channels, seed, width=width, stem_stride=stem_stride, sobel=sobel)
+def conv4(width=4, stem_stride=2, blocks=4, seed=0, channels=1, sobel=False):
+    return build("conv4", channels, seed, width=width, blocks=blocks, stem_stride=stem_stride, sobel=sobel)
 
 
 def images(n, side, channels, seed=0):
@@ -428,3 +428,13 @@ def test_pooling_equals_torchs_adaptive_pooling(shape, side):
     x = torch.rand(2, 3, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     wanted = torch.nn.functional.adaptive_avg_pool2d(x, side)
     torch.testing.assert_close(pool_to(x, side), wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("blocks", "dim"), [(2, 8), (3, 16), (4, 32), (5, 32)])
+def test_conv4_of_fewer_or_more_blocks_begins_as_the_one_of_four(blocks, dim):
+    """dim is four numbers of the last width: 2 w, 4 w, 8 w, 8 w."""
+    encoder = conv4(4, blocks=blocks)
+    assert (len(encoder.layers()), encoder.dim) == (blocks, 4 * dim)
+    first = conv4(4).blocks[0][0].weight
+    assert torch.equal(encoder.blocks[0][0].weight, first)
+    assert encoder(torch.rand(2, 1, 28, 28)).shape == (2, 4 * dim)

@@ -60,7 +60,7 @@ ROWS = {
     "retrieval": Row({"k": 5, "pictured": 3}),
     "semisup": Row(
         {"fractions": [0.25, 1.0], "lr": [0.05, 0.05], "head_lr": [0.2, 0.1], "epochs": 5, "batch": 16}
-        | {"momentum": 0.9, "milestones": [4], "factor": 0.2, **VIEW},
+        | {"draw": 0, "momentum": 0.9, "milestones": [4], "factor": 0.2, **VIEW},
         draws=True,
     ),
     "svm": Row(PATH, tells=True, means="top1"),
@@ -117,7 +117,7 @@ def data(channels: int = 1, side: int = 28) -> EvaluationData:
 @cache
 def made(channels: int, seed: int) -> Conv4:
     torch.manual_seed(seed)
-    encoder = Conv4(channels, width=2, stem_stride=2, sobel=False).train()
+    encoder = Conv4(channels, width=2, blocks=4, stem_stride=2, sobel=False).train()
     with torch.no_grad():  # running statistics that are not those of a new layer
         for _ in range(20):
             encoder(to_float(data(channels).train.images))
@@ -360,9 +360,9 @@ def test_gray_and_colour_with_and_without_a_projection(name, channels, projects)
     metrics, arrays = run(name, trained(channels, projects=projects), data(channels))
     assert_fine(metrics, arrays)
     if projects:
-        assert list(metrics) == list(usual(name)[0])
+        assert [metric for metric in metrics if metric != "chroma"] == list(usual(name)[0])  # of colour images alone
     else:
-        assert set(metrics) <= set(usual(name)[0])
+        assert set(metrics) - {"chroma"} <= set(usual(name)[0])
 
 
 @every

@@ -32,7 +32,7 @@ from bench.store import Store
 from bench.yaml12 import parse
 from tests.workspace import Workspace
 
-CONV4 = {"name": "conv4", "options": {"width": 4, "stem_stride": 2, "sobel": False}}
+CONV4 = {"name": "conv4", "options": {"width": 4, "blocks": 4, "stem_stride": 2, "sobel": False}}
 RESNET = {"name": "resnet18", "options": {"stem": "small", "zero_init_residual": False}}
 
 
@@ -190,7 +190,7 @@ def test_every_protocol_takes_an_imported_encoder(tmp_path, manifests, settings,
         ({"layout": "mocco"}, "layout: unknown layout 'mocco'; did you mean 'moco'?"),
         ({"layout": "moco"}, "which lead to resnet18, resnet50, vgg16_bn; for conv4 there is bench"),
         ({"encoder": "conv5"}, "encoder: unknown encoder 'conv5'; did you mean 'conv4'?"),
-        ({"given": {"width": 4, "sobel": False}}, "encoder.stem_stride: missing"),
+        ({"given": {"width": 4, "blocks": 4, "sobel": False}}, "encoder.stem_stride: missing"),
         ({"given": {**CONV4["options"], "widht": 4}}, "encoder.widht: unknown key"),
         ({"given": CONV4["options"] | {"width": "four"}}, "encoder.width: Input should be a valid integer"),
         ({"encoder": "resnet18", "given": {"stem": "big"}, "layout": "moco"}, "'imagenet' or 'small'"),
@@ -250,7 +250,17 @@ def space(tmp_path_factory):
 
 
 COMMAND = ("bench", "evaluate", "--checkpoint", "files/theirs.safetensors", "--layout", "bench")
-ENCODER_OPTIONS = ("--encoder", "conv4", "--option", "width=4", "stem_stride=2", "sobel=false", "--normalise", "none")
+ENCODER_OPTIONS = (
+    "--encoder",
+    "conv4",
+    "--option",
+    "width=4",
+    "blocks=4",
+    "stem_stride=2",
+    "sobel=false",
+    "--normalise",
+    "none",
+)
 
 
 def table(text):

@@ -13,7 +13,7 @@ from bench.encoders.layers import numbered, pool_to
 from bench.encoders.resnet18 import ResNet18
 from bench.evaluators.base import EvaluationData, Labelled, top1
 from bench.evaluators.knn import knn_predict
-from bench.evaluators.layers import evaluate
+from bench.evaluators.layers import chroma, evaluate
 from bench.evaluators.linear import fit_path
 from bench.evaluators.penalties import Rows, accuracy, choose_and_refit
 from bench.evaluators.svm import fit_svm
@@ -39,7 +39,7 @@ def settled(encoder, side, channels):
 
 def conv4(channels=1):
     torch.manual_seed(0)
-    return settled(Conv4(channels, width=2, stem_stride=2, sobel=False), 28, channels)
+    return settled(Conv4(channels, width=2, blocks=4, stem_stride=2, sobel=False), 28, channels)
 
 
 def resnet18():
@@ -361,3 +361,18 @@ def test_numbers_equal_the_classifiers_on_pooled_maps(given, data):
 def test_what_one_layer_says_does_not_depend_on_the_projection(given, data):
     bare = Trained(given.encoder)
     assert evaluate(bare, data, seed=0, **OPTIONS).metrics == evaluate(given, data, seed=0, **OPTIONS).metrics
+
+
+def test_chroma_is_0_for_filters_that_see_brightness_alone_1_where_they_cancel_on_gray_and_adds_by_energy():
+    gray = torch.randn(4, 1, 3, 3).expand(4, 3, 3, 3)
+    opposed = torch.randn(4, 1, 3, 3) * torch.tensor([1.0, -0.5, -0.5])[:, None, None]
+    assert chroma(gray) == pytest.approx(0, abs=1e-12)
+    assert chroma(opposed) == pytest.approx(1)
+    mixed = torch.cat([gray, opposed])
+    energies = [x.double().square().sum().item() for x in (gray, opposed)]
+    assert chroma(mixed) == pytest.approx(energies[1] / sum(energies))
+
+
+def test_independent_filters_have_two_thirds_of_their_energy_in_colour():
+    torch.manual_seed(0)
+    assert chroma(torch.randn(2000, 3, 3, 3)) == pytest.approx(2 / 3, abs=0.01)

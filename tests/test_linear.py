@@ -154,7 +154,7 @@ def test_the_refit_scales_the_penalty_by_the_ratio_of_rows():
 
 def test_the_encoder_stays_as_it_was_and_the_result_repeats():
     torch.manual_seed(0)
-    encoder = Conv4(1, width=2, stem_stride=1, sobel=False).train()
+    encoder = Conv4(1, width=2, blocks=4, stem_stride=1, sobel=False).train()
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     parts = [images(torch.arange(n) % 4, seed) for seed, n in enumerate((80, 40, 40))]
     options = {"l2_low": 1e-2, "l2_high": 1e3, "l2_count": 6, "tolerance": 1e-6}

@@ -266,7 +266,7 @@ def test_whole_views_equal_a_fit_on_clean_features(options):
 
 def test_the_encoder_stays_as_it_was_and_the_result_repeats():
     torch.manual_seed(0)
-    encoder = Conv4(1, width=2, stem_stride=1, sobel=False).train()
+    encoder = Conv4(1, width=2, blocks=4, stem_stride=1, sobel=False).train()
     encoder(torch.rand(8, 1, 8, 8))
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     state = torch.get_rng_state()

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from bench.losses import info_nce
-from bench.methods.simclr import nt_xent
+from bench.methods.base import DataInfo
+from bench.methods.simclr import SimCLR, nt_xent
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # float64: a few hundred operations, each within 1e-16
 LOSSES = {"info_nce": info_nce, "nt_xent": nt_xent}
@@ -189,3 +190,22 @@ def test_half_precision_rows_are_computed_in_single(dtype, autocast, loss):
         # a gradient has its row's type: two roundings of its two parts, relative to the largest
         near = 2 * torch.finfo(dtype).eps * single.abs().max().item()
         torch.testing.assert_close(given.float(), single, rtol=0, atol=near)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_simclr_of_the_other_views_alone_is_info_nce_of_n_keys_in_both_directions(normalize):
+    torch.manual_seed(0)
+    z1, z2, tau = torch.randn(5, 3).double(), torch.randn(5, 3).double(), 0.3
+    encoder = torch.nn.Linear(2, 4)
+    encoder.dim = 4  # type: ignore[assignment]
+    method = SimCLR(encoder, DataInfo(5, 2, 1, 1), seed=0, candidates="other_view", temperature=tau,
+                    normalize=normalize, head="linear", hidden=4, dim=3)  # fmt: skip
+    terms = []
+    for a, b in ((z1, z2), (z2, z1)):
+        a, b = (x / x.norm(dim=1, keepdim=True) if normalize else x for x in (a, b))
+        for i in range(5):
+            exps = [math.exp(float(a[i] @ b[j]) / tau) for j in range(5)]
+            terms.append(-math.log(exps[i] / sum(exps)))
+    loss, _ = method.loss({"z1": z1, "z2": z2}, None)
+    assert loss.item() == pytest.approx(sum(terms) / len(terms))
+    assert method.chance(5) == math.log(5)

@@ -309,3 +309,70 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rate(tmp_path):
         TrainingError, match=r"at step \d+ of 3 \(epoch 0\), learning rate|not finite after the last step"
     ):
         run.run()
+
+
+SOURCES = ("weights", "order", "crops", "colours", "draws")
+
+
+def first_steps(folder, sources: dict[str, int], seed: int = 0, method: str = "instdisc") -> dict:
+    """What each source decides: weights, order, views and what the method draws."""
+    run = trainer(method, folder, seed=seed, sources=sources)
+    batch = first_batch(run)
+    weights = run.method.encoder.state_dict()
+    return {
+        "weights": torch.cat([t.flatten().double() for t in weights.values()]),
+        "order": torch.from_numpy(run._order(0)),
+        "views": batch.views[0],
+        "draws": run.method._draw(batch),
+        "bank": run.method.bank.rows,
+    }
+
+
+def test_a_seed_for_every_source_gives_the_cell_of_that_seed_bit_for_bit(tmp_path):
+    whole = trainer("nnclr", tmp_path / "a", seed=7)
+    apart = trainer("nnclr", tmp_path / "b", seed=0, sources=dict.fromkeys(SOURCES, 7))
+    for run in (whole, apart):
+        run.run()
+    states = [run.method.state_dict() for run in (whole, apart)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert whole.history == apart.history
+
+
+@pytest.mark.parametrize(
+    ("source", "moved"),
+    [("weights", {"weights"}), ("order", {"order"}), ("crops", {"views"}), ("colours", {"views"}),
+     ("draws", {"draws", "bank"})],
+)  # fmt: skip
+def test_a_source_of_its_own_moves_what_it_decides_and_nothing_else(source, moved, tmp_path):
+    usual, other = first_steps(tmp_path / "a", {}), first_steps(tmp_path / "b", {source: 7})
+    assert {name for name in usual if not torch.equal(usual[name], other[name])} == moved
+
+
+def test_crops_of_their_own_leave_the_colours_and_the_other_way_round(tmp_path):
+    """Jitter alone shows the same whatever the crops' seed; a crop alone whatever the colours'."""
+    for source, other in (("crops", "colours"), ("colours", "crops")):
+        ops = {"crops": {"crop": {"scale": [0.2, 1.0], "ratio": [0.75, 1.33]}},
+               "colours": {"jitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.0, "hue": 0.0, "p": 1.0}}}  # fmt: skip
+        shown = []
+        for i, sources in enumerate(({}, {source: 7})):
+            run = trainer("instdisc", tmp_path / f"{source}{i}", sources=sources)
+            run.training["recipe"]["views"][0]["ops"] = [ops[other]]
+            shown.append(first_batch(run).views[0])
+        assert torch.equal(*shown), source
+
+
+def test_the_history_has_how_far_the_loss_swings_from_step_to_step(tmp_path):
+    run, losses = trainer("simclr", tmp_path, epochs=2), []
+    step = run._run_step
+
+    def noted(batch):
+        before = run.sums.get("loss", 0.0)
+        step(batch)
+        losses.append(run.sums["loss"] - before)
+
+    run._run_step = noted
+    run.run()
+    assert len(losses) == 6
+    for epoch, line in enumerate(run.history):
+        steps = range(max(1, 3 * epoch), 3 * epoch + 3)  # the first step has none before it
+        assert line["loss_swing"] == pytest.approx(sum(abs(losses[i] - losses[i - 1]) for i in steps) / 3)

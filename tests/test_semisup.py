@@ -130,7 +130,7 @@ class Small(Encoder):
 
 def conv4(seed=0):
     torch.manual_seed(seed)
-    return Conv4(1, width=2, stem_stride=1, sobel=False).eval()
+    return Conv4(1, width=2, blocks=4, stem_stride=1, sobel=False).eval()
 
 
 def small(seed=0):
@@ -149,7 +149,7 @@ def corners(n, seed, noise=60, light=120):
 
 DATA = EvaluationData(corners(90, 0), corners(30, 1001), corners(60, 2002), 3)
 WHOLE = {"crop_scale": [1.0, 1.0], "crop_ratio": [1.0, 1.0], "flip": 0.0}
-OPTIONS = {"fractions": [0.1, 0.5], "lr": [0.05, 0.05], "head_lr": [0.5, 0.5], "epochs": 8, "batch": 16}
+OPTIONS = {"draw": 0, "fractions": [0.1, 0.5], "lr": [0.05, 0.05], "head_lr": [0.5, 0.5], "epochs": 8, "batch": 16}
 OPTIONS |= {"momentum": 0.9, "milestones": [6], "factor": 0.2, **WHOLE}
 
 
@@ -380,3 +380,11 @@ def test_a_wrong_option_is_told_by_its_name_and_value(change, told):
 
 def test_two_lists_of_the_wrong_length_are_two_lines():
     assert len(problems(fractions=[0.1])) == 2
+
+
+def test_another_draw_chooses_other_rows_and_as_many_of_each_class():
+    labelled = drawn([60, 40, 50])
+    subsets = [label_subset(labelled, 0.2, draw) for draw in range(3)]
+    assert torch.equal(subsets[0], label_subset(labelled, 0.2))
+    assert len({tuple(subset.tolist()) for subset in subsets}) == 3
+    assert all(torch.bincount(labelled.labels[subset]).tolist() == [12, 8, 10] for subset in subsets)

@@ -1,6 +1,7 @@
 """SNCLR against loops written from the paper's equations (Ge et al., 2303.17142, section 3), and its laws."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -611,3 +612,40 @@ def test_without_a_momentum_branch_keys_are_the_online_projections_and_carry_no_
     assert not e["k1"].requires_grad
     method.after_step({k: v.detach() for k, v in e.items()}, b, Progress(0, 10, 0))
     torch.testing.assert_close(method.queue.rows[-8:], F.normalize(e["k2"], dim=1))
+
+
+def naive_auc(mine, others):
+    pairs = [(a > b) + 0.5 * (a == b) for a in mine for b in others]
+    return float(sum(pairs)) / len(pairs)
+
+
+def test_weights_by_class_are_those_of_the_neighbours_images_whatever_is_noise():
+    method = build(k=6, queue_size=24)
+    method.labels = labels = torch.arange(64) % 3
+    for step in range(2):  # 16 images in 24 rows: 8 rows are noise still
+        b = batch(step)
+        follow(method, method.embed(b), b)
+    b = replace(batch(2), labels=labels[batch(2).index])
+    e = method.embed(b)
+    logs = method.loss(e, b)[1]
+    origins = method.queue.index[e["at1"]]
+    w = positiveness(e["a1"], method.scale).detach()
+    mine, others = [], []
+    for i in range(8):
+        for k in range(6):
+            if origins[i, k] >= 0:
+                (mine if labels[origins[i, k]] == b.labels[i] else others).append(w[i, k].item())
+    assert 0 < len(mine) < len(others)
+    assert (origins == -1).any()
+    assert logs["weight_same"] == pytest.approx(sum(mine) / len(mine))
+    assert logs["weight_other"] == pytest.approx(sum(others) / len(others))
+    assert logs["weight_auc"] == pytest.approx(naive_auc(mine, others))
+
+
+def test_before_any_image_is_in_the_queue_weights_by_class_are_equal():
+    method = build(k=4)
+    method.labels = torch.arange(64) % 3
+    b = batch()
+    logs = method.loss(method.embed(b), b)[1]
+    assert logs["weight_auc"] == 0.5
+    assert logs["weight_same"] == logs["weight_other"] == pytest.approx(1 / 4 / method.scale)

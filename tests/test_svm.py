@@ -133,7 +133,7 @@ def test_the_refit_takes_training_and_validation_rows():
 
 def test_the_encoder_stays_as_it_was_and_the_result_repeats():
     torch.manual_seed(0)
-    encoder = Conv4(1, width=2, stem_stride=1, sobel=False).train()
+    encoder = Conv4(1, width=2, blocks=4, stem_stride=1, sobel=False).train()
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     data = EvaluationData(*PARTS, 4)
     first, second = (evaluate(Trained(encoder), data, seed=seed, **OPTIONS) for seed in (0, 1))

@@ -1,10 +1,14 @@
 """Every layer of the encoder under linear classification, linear SVM and kNN: the papers' conv1-5 tables.
 
 InstDisc (1805.01978, table 3) and DeepCluster (1807.05520, table 1, after Zhang et al., 1611.09842): each layer's map
-is average-pooled to about `dimensions` numbers (9,000 in the papers) and classified, its encoder frozen.
+is average-pooled to about `dimensions` numbers (9,000 in the papers) and classified, its encoder frozen. Of the
+filters on a colour image, the share of their energy that answers to colour (DeepCluster, figure 3, shows them).
 """
 
 from functools import partial
+
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from bench.evaluators.base import EvaluationData, Result, top1
 from bench.evaluators.knn import knn_predict
@@ -15,6 +19,7 @@ from bench.features import Trained
 from bench.options import Positive, PositiveInt
 
 NEEDS_ENCODER = True  # raw pixels have no layers
+COLOURS = 3  # channels
 MODELS = {"linear": fit_path, "svm": fit_svm}
 
 
@@ -31,7 +36,7 @@ def evaluate(
     k: PositiveInt,
     temperature: Positive,
 ) -> Result:
-    """Top-1 of each classifier at each layer (fractions), the deepest layer first, and the penalties chosen.
+    """Top-1 of each classifier at each layer (fractions), the deepest layer first, the penalties chosen, `chroma`.
 
     Args:
         trained: the encoder.
@@ -57,4 +62,15 @@ def evaluate(
         bank, labels = rows.fitted
         predicted = knn_predict(bank, labels, rows.query.x, min(k, len(bank)), temperature, data.classes)
         metrics[f"knn_{place}"] = top1(predicted, rows.query.y)
+    assert trained.encoder is not None
+    first = next(m for m in trained.encoder.modules() if isinstance(m, nn.Conv2d))
+    if first.in_channels == COLOURS:
+        metrics["chroma"] = chroma(first.weight)
     return Result(metrics)
+
+
+def chroma(filters: Float[Tensor, "f 3 k k"]) -> float:
+    """The share of the filters' energy that is left once each is replaced by its mean over the three colours."""
+    squares = filters.detach().double().square().sum()
+    grey = COLOURS * filters.detach().double().mean(1).square().sum()
+    return 1 - (grey / squares).item()

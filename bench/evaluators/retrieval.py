@@ -2,17 +2,19 @@
 
 Of every query's k nearest rows of the bank (cosine on h, clean training and validation images), the share
 that carries the query's class, and how unlike the query they look (1 - cosine of raw pixels, mean over neighbours);
-after the last epoch, and after each snapshot. The pictures are of the first
+after the last epoch, and after each snapshot; after the last, also the mean average precision of the whole bank, in
+the order of its cosines. The pictures are of the first
 query of each class, by row: chosen by that rule, never by hand.
 """
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from bench.augment import to_float
 from bench.evaluators.base import EvaluationData, Result
-from bench.evaluators.knn import CHUNK, nearest_rows
+from bench.evaluators.knn import CHUNK, DIGITS, nearest_rows
 from bench.features import Trained
 from bench.options import PositiveInt
 
@@ -36,14 +38,35 @@ def evaluate(trained: Trained, data: EvaluationData, *, seed: int, k: PositiveIn
     shown = _first_of_each_class(data.query.labels, min(pictured, data.classes))
     metrics, arrays = {}, {"queries": data.query.images[shown], "labels": data.query.labels[shown].cpu()}
     for name, encoder in {"": trained, **{f"_epoch{e}": t for e, t in trained.snapshots.items()}}.items():
-        neighbours, _ = nearest_rows(encoder.features(images), encoder.features(data.query.images), k)  # (q, k)
+        embedded = encoder.features(images), encoder.features(data.query.images)
+        neighbours, _ = nearest_rows(*embedded, k)  # (q, k)
         same = labels[neighbours] == data.query.labels[:, None]
         metrics[f"precision{name}"] = same.double().mean().item()
         metrics[f"diversity{name}"] = _diversity(images, data.query.images, neighbours)
+        if not name:
+            metrics["map"] = mean_average_precision(*embedded, labels, data.query.labels)
         picked = neighbours[shown].cpu()
         arrays[f"neighbours{name}"] = images[picked]  # (pictured, k, h, w, c)
         arrays[f"same{name}"] = same[shown].cpu()
     return Result(metrics, {name: array.numpy() for name, array in arrays.items()})
+
+
+def mean_average_precision(
+    bank: Float[Tensor, "n d"], queries: Float[Tensor, "q d"], labels: Int[Tensor, " n"], wanted: Int[Tensor, " q"]
+) -> float:
+    """The mean over queries of average precision: the mean of precision at each row of the query's class.
+
+    Rows are ranked by cosine in double precision, of equal ones the lower first. A class that the bank lacks counts 0.
+    """
+    rows, asked = (F.normalize(x.double(), dim=1) for x in (bank, queries))
+    ranks = torch.arange(1, len(rows) + 1, device=rows.device, dtype=torch.float64)
+    total = 0.0
+    for x, mine in zip(asked.split(CHUNK), wanted.split(CHUNK), strict=True):
+        order = (x @ rows.mT).round(decimals=DIGITS).argsort(dim=1, descending=True, stable=True)
+        same = (labels[order] == mine[:, None]).double()
+        precision = (same.cumsum(1) / ranks * same).sum(1)
+        total += (precision / same.sum(1).clamp(min=1)).sum().item()
+    return total / len(asked)
 
 
 def _first_of_each_class(labels: Tensor, classes: int) -> Tensor:

@@ -23,7 +23,7 @@ from bench.evaluators.base import EvaluationData, Labelled, Result
 from bench.evaluators.sgd import Sgd, crop_and_flip, descend, linear_head, rates, views
 from bench.features import Trained, extract
 from bench.methods.base import ParameterGroup
-from bench.options import AsManyAs, Fraction, Positive, PositiveInt, Range, Shares
+from bench.options import AsManyAs, Fraction, NonNegativeInt, Positive, PositiveInt, Range, Shares
 from bench.random import permutation
 
 NEEDS_ENCODER = True  # raw pixels have nothing to fine-tune
@@ -38,6 +38,7 @@ def evaluate(
     data: EvaluationData,
     *,
     seed: int,
+    draw: NonNegativeInt,
     fractions: Shares,
     lr: Annotated[list[Positive], AsManyAs("fractions")],
     head_lr: Annotated[list[Positive], AsManyAs("fractions")],
@@ -58,6 +59,7 @@ def evaluate(
         trained: the encoder.
         data: training and validation rows are the labels' source, query rows are scored.
         seed: of the head, the order and the views.
+        draw: which draw of the labelled rows; another one for each number.
         fractions: of the labels: the set's published list of that fraction, else so much of each class.
         lr: of the trunk, for each fraction.
         head_lr: of the head, for each fraction.
@@ -74,7 +76,7 @@ def evaluate(
     arrays: dict[str, NDArray[np.generic]] = {}
     ops = crop_and_flip(crop_scale, crop_ratio, flip)
     for i, fraction in enumerate(fractions):
-        name, rows = f"{100 * fraction:g}pct", labelled_rows(data, fraction)
+        name, rows = f"{100 * fraction:g}pct", labelled_rows(data, fraction, draw)
         part = Labelled(*(getattr(data.fitted, field)[rows] for field in ("images", "labels", "ids")))
         rate = rates(lr[i], len(rows), epochs, batch, decay="step", milestones=milestones, factor=factor)
         model = _model(trained, data.classes, seed)
@@ -84,22 +86,22 @@ def evaluate(
     return Result(metrics, arrays)
 
 
-def labelled_rows(data: EvaluationData, fraction: float) -> Int[Tensor, " m"]:
+def labelled_rows(data: EvaluationData, fraction: float, draw: int = 0) -> Int[Tensor, " m"]:
     """Positions, ascending, in `data.fitted`: the published list of that fraction, else the addressed subset.
 
     A list is used whole. Where settings are tuned the queries are training rows: of a list, those are left out.
     """
     if fraction not in data.label_lists:
-        return label_subset(data.fitted, fraction)
+        return label_subset(data.fitted, fraction, draw)
     return torch.isin(data.fitted.ids, torch.from_numpy(data.label_lists[fraction])).nonzero()[:, 0]
 
 
-def label_subset(labelled: Labelled, fraction: float) -> Int[Tensor, " m"]:
+def label_subset(labelled: Labelled, fraction: float, draw: int = 0) -> Int[Tensor, " m"]:
     """Positions, ascending, of the same share of each class, at least one row of each; by address.
 
     Smaller fractions lie inside larger ones. It belongs to the image set: no cell's seed moves it.
     """
-    order = permutation(SEED, "labels", labelled.ids.numpy())
+    order = permutation(SEED, "labels", labelled.ids.numpy(), draw)
     labels = labelled.labels.cpu().numpy()[order]
     kept = []
     for c in np.unique(labels):

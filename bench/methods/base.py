@@ -42,12 +42,16 @@ class Progress:
 
 @dataclass(frozen=True)
 class DataInfo:
-    """The cell's training subset: rows, classes, channels, and the images' side in pixels."""
+    """The cell's training subset: rows, classes, channels, and the images' side in pixels.
+
+    `labels` (rows,) are for the history alone, as `Batch.labels` are; None where nothing is trained.
+    """
 
     rows: int
     classes: int
     channels: int
     size: int
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ Two remedies against trivial solutions (section 3.3): an empty cluster takes par
 drawn uniformly over pseudo-labels.
 
 Deviations: k-means begins from a seed's rows each time (the released code draws one of 1,234 seeds); the uniform
-order is drawn anew every epoch, also between clusterings; agreement with the last clustering is logged.
+order is drawn anew every epoch, also between clusterings. The history has the clusters' agreement with the last
+clusters and with the labels.
 """
 
 import math
@@ -54,6 +55,7 @@ class DeepCluster(Method):
     views: ClassVar[int] = 1
     assignments: Tensor
     agreement: Tensor
+    agreement_with_labels: Tensor
 
     def __init__(
         self,
@@ -74,6 +76,8 @@ class DeepCluster(Method):
         self.head = nn.Linear(encoder.dim, clusters)
         self.register_buffer("assignments", torch.zeros(data.rows, dtype=torch.int64))
         self.register_buffer("agreement", torch.zeros((), dtype=torch.float64))  # with the last clustering
+        self.register_buffer("agreement_with_labels", torch.zeros((), dtype=torch.float64))
+        self.labels = data.labels
         self.seed, self.clusters, self.pca_dim, self.iterations = seed, clusters, pca_dim, iterations
         self.interval, self.uniform, self.split_empty = interval, uniform, split_empty
 
@@ -85,6 +89,8 @@ class DeepCluster(Method):
         assignments, _ = kmeans(features, self.clusters, self.iterations, seed, split_empty=self.split_empty)
         self.agreement.fill_(nmi(self.assignments, assignments))
         self.assignments.copy_(assignments)
+        if self.labels is not None:
+            self.agreement_with_labels.fill_(nmi(self.labels.to(assignments.device), assignments))
         generator = torch.Generator().manual_seed(derive(self.seed, "head", epoch))
         with torch.no_grad():
             self.head.weight.copy_(HEAD_STD * torch.randn(self.head.weight.shape, generator=generator))
@@ -106,7 +112,8 @@ class DeepCluster(Method):
 
     def loss(self, e: dict[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, float]]:
         sizes = torch.bincount(self.assignments, minlength=self.clusters)
-        logs = {"nmi_with_last": self.agreement.item(), "empty_clusters": (sizes == 0).sum().item()}
+        logs = {"nmi_with_last": self.agreement.item(), "nmi_with_labels": self.agreement_with_labels.item()}
+        logs |= {"empty_clusters": (sizes == 0).sum().item()}
         logs |= {"smallest_cluster": sizes.min().item(), "largest_cluster": sizes.max().item()}
         labels = self.assignments[batch.index]
         return F.cross_entropy(e["logits"].float(), labels), {name: float(value) for name, value in logs.items()}

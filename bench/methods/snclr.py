@@ -29,7 +29,7 @@ from bench.losses import precise, similarities, unit
 from bench.methods.base import Batch, DataInfo, Method, Progress
 from bench.momentum import Momentum, cosine_to_one
 from bench.options import Annotated, AtMost, Fraction, Head, NonNegativeInt, Positive, PositiveInt
-from bench.support import SupportSet
+from bench.support import NOISE, SupportSet
 
 
 class SNCLR(Method):
@@ -82,6 +82,7 @@ class SNCLR(Method):
         self.f2 = nn.Linear(dim, dim, bias=False) if learnt else nn.Identity()
         self.branch = None if momentum is None else Momentum(encoder, self.projector)
         self.queue = SupportSet(queue_size, dim, seed)
+        self.labels = data.labels
         self.temperature, self.normalize, self.k, self.momentum = temperature, normalize, k, momentum
         self.positiveness, self.scale = positiveness, scale
 
@@ -90,7 +91,8 @@ class SNCLR(Method):
         k1, k2 = (y1.detach(), y2.detach()) if self.branch is None else (self.branch(x) for x in batch.views)
         e = {"z1": self.predictor(y1), "z2": self.predictor(y2), "k1": k1, "k2": k2}
         if self.k:
-            nn1, nn2 = (self.queue.nearest(k, self.k)[0] for k in (k1, k2))  # (n, K, d) each
+            (nn1, _), (nn2, at2) = (self.queue.nearest(k, self.k) for k in (k1, k2))  # (n, K, d), (n, K)
+            e["at1"] = at2
             for name, y, neighbours in (("1", y1, nn2), ("2", y2, nn1)):
                 a = torch.einsum("nd,nkd->nk", self.f1(unit(y)), self.f2(neighbours))
                 e |= {"a" + name: a, "nn" + name: neighbours}  # attention of y, to its positive's neighbours
@@ -104,7 +106,28 @@ class SNCLR(Method):
             losses.append(snclr_loss(z, keys, neighbours, weights, self.temperature, normalize=self.normalize))
             if self.k and own == "1":
                 logs["largest_weight"] = weights.max(1).values.mean().item()
+                logs |= (
+                    self._by_class(weights.detach(), e["at1"], self.labels, batch) if self.labels is not None else {}
+                )
         return (losses[0] + losses[1]) / 2, logs
+
+    def _by_class(self, weights: Tensor, positions: Tensor, labels: Tensor, batch: Batch) -> dict[str, float]:
+        """How the weights (n, K) of neighbours of the image's class compare with those of others.
+
+        `weight_auc` is the probability that a neighbour of the class has more weight than another one, over all of
+        the batch. Rows of the queue that no image has filled yet count as neither. Where a batch lacks one of the two,
+        its values are those of equal weights.
+        """
+        origins = self.queue.index[positions]  # (n, K)
+        same = labels.to(origins.device)[origins] == batch.labels[:, None]
+        mine, others = (weights[chosen & (origins != NOISE)] for chosen in (same, ~same))
+        if not (len(mine) and len(others)):
+            equal = float(weights.mean())
+            return {"weight_same": equal, "weight_other": equal, "weight_auc": 0.5}
+        order = others.sort().values
+        below, upto = (torch.searchsorted(order, mine, right=right).double() for right in (False, True))
+        auc = ((below + upto) / 2 / len(others)).mean()
+        return {"weight_same": mine.mean().item(), "weight_other": others.mean().item(), "weight_auc": auc.item()}
 
     def chance(self, rows: int) -> float:
         weights = positiveness(torch.zeros(1, self.k), self.scale, self.positiveness) if self.k else torch.zeros(1, 0)
