@@ -48,6 +48,7 @@ def evaluate(
             name = f"k{each}" if place == "h" else f"{place}_k{each}"
             metrics[f"top1_{name}"] = top1(predicted, data.query.labels)
             arrays[f"predicted_{name}"] = predicted.cpu().numpy()
+            arrays[f"correct_{name}"] = (predicted == data.query.labels).cpu().numpy()
     return Result(metrics, arrays)
 
 

@@ -91,7 +91,8 @@ def evaluate_top1(trained: Trained, data: EvaluationData, fit: Fit, path: Sequen
     chosen = choose_and_refit(fit, rows.train, rows.validation, path, accuracy)
     predicted = chosen.scores(rows.query.x).argmax(1)
     metrics = {"top1": top1(predicted, rows.query.y), "l2": chosen.l2, "validation": chosen.validation}
-    return Result(metrics, {"predicted": predicted.cpu().numpy()})
+    arrays = {"predicted": predicted, "correct": predicted == rows.query.y}
+    return Result(metrics, {name: array.cpu().numpy() for name, array in arrays.items()})
 
 
 def accuracy(scores: Float[Tensor, "n c"], labels: Tensor) -> float:
