@@ -267,14 +267,17 @@ class Trainer:
     def cost(self) -> dict[str, int]:
         """What the whole training and its use cost, counted; changes batch statistics.
 
-        `flops` of training and the `images` it shows; the `embedding_bytes` of an image's z, or h where nothing is
-        projected, and the `search_flops` of one query's products with those of all training images.
+        `flops` of training and the `images` it shows; the `representation_bytes` of an image's h, the
+        `embedding_bytes` of its z (h where nothing is projected), and the `search_flops` of one query's products with
+        the embeddings of all training images.
         """
         projector = getattr(self.method, "projector", None) or nn.Identity()
-        embedding = extract(nn.Sequential(self.method.encoder, projector), self._pixels(np.arange(1)))  # (1, d)
+        image = self._pixels(np.arange(1))
+        h, z = (extract(m, image) for m in (self.method.encoder, nn.Sequential(self.method.encoder, projector)))
         use = {
-            "embedding_bytes": embedding.shape[1] * embedding.element_size(),
-            "search_flops": 2 * embedding.shape[1] * len(self.ids),
+            "representation_bytes": h.shape[1] * h.element_size(),
+            "embedding_bytes": z.shape[1] * z.element_size(),
+            "search_flops": 2 * z.shape[1] * len(self.ids),
         }
         if not self.method.trains:
             return {"flops": 0, "images": 0, **use}

@@ -60,6 +60,7 @@ def test_an_embedding_takes_four_bytes_a_dimension_and_a_query_a_product_with_ev
     """z where the method projects, else h: conv4 of width 4 has 32 x 4 dimensions; 216 of 240 rows are trained on."""
     for method, dim in (("random_init", 128), ("deepcluster", 128), ("simclr", 16), ("nnclr", 16)):
         found = cost(method, tmp_path / method)
+        assert found["representation_bytes"] == 4 * 128, method
         assert (found["embedding_bytes"], found["search_flops"]) == (4 * dim, 2 * dim * 216), method
 
 
