@@ -137,6 +137,7 @@ def report_plan(plan: Plan, params: Params) -> dict[str, Any]:
                 **_shown_data(params, params.studies[name].data or params.data.name),
                 "fixed": params.studies[name].fixed,
                 "protocols": params.studies[name].protocols,
+                "curves": params.studies[name].curves,
                 "points": [{"levels": point.levels, "cells": brief(point.cells)} for point in points],
             }
             for name, points in plan.study.items()

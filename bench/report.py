@@ -17,6 +17,7 @@ from bench.claims.show import as_table, counts
 from bench.claims.studies import studies_of
 from bench.errors import BenchError
 from bench.exhibits.base import DECIMALS, Figure, Table
+from bench.exhibits.curves import study_curves
 from bench.exhibits.loss_curves import loss_curves
 from bench.exhibits.main_table import main_table
 from bench.exhibits.neighbours import neighbours
@@ -192,14 +193,12 @@ def judge(numbers: dict[str, Any]) -> list[Line]:
 
 def render(records: Records, folder: Path) -> None:
     """Write every exhibit; the same records give the same bytes, on any machine."""
-    for part in ("tables", "figures", "plots"):
-        shutil.rmtree(folder / part, ignore_errors=True)
     numbers = records.numbers
     frame = metrics_frame(numbers)
     main = main_table(frame, numbers)
     lines = judge(numbers) if numbers["judged"] else []
     studies: list[tuple[str, list[Table | Figure]]] = [
-        (f"Study: {name}", [study_table(name, study), study_figure(name, study)])
+        (f"Study: {name}", [study_table(name, study), study_figure(name, study), *study_curves(name, study)])
         for name, study in numbers["studies"].items()
     ]
     sections: Sections = [
@@ -212,6 +211,8 @@ def render(records: Records, folder: Path) -> None:
         ("Retrieval", [retrieval(name, arrays) for name, arrays in records.group("retrieval").items()]),
     ]
     shown = [exhibit for _, exhibits in sections for exhibit in exhibits if exhibit is not None]
+    for part in ("tables", "figures", "plots"):  # not before all is made: what cannot be drawn leaves what was there
+        shutil.rmtree(folder / part, ignore_errors=True)
     for exhibit in shown:
         _write(exhibit, folder)
     records.save(folder)
@@ -229,6 +230,8 @@ def _write(exhibit: Table | Figure, folder: Path) -> None:
     else:
         write_bytes(folder / "figures" / f"{exhibit.name}.svg", exhibit.svg)
         write_bytes(folder / "figures" / f"{exhibit.name}.png", exhibit.png)
+        if exhibit.data:
+            write_text(folder / "figures" / f"{exhibit.name}.csv", exhibit.csv())
 
 
 def metrics_frame(numbers: dict[str, Any]) -> pd.DataFrame:
@@ -299,6 +302,7 @@ def _index(numbers: dict[str, Any], sections: Sections) -> str:
 
 def _shown(exhibit: Table | Figure) -> str:
     if isinstance(exhibit, Figure):
-        return f"![{exhibit.alt}](figures/{exhibit.name}.svg)\n\n{exhibit.caption}\n"
+        numbers = f" Its numbers: [csv](figures/{exhibit.name}.csv)." if exhibit.data else ""
+        return f"![{exhibit.alt}](figures/{exhibit.name}.svg)\n\n{exhibit.caption}{numbers}\n"
     files = ", ".join(f"[{kind}](tables/{exhibit.name}.{kind})" for kind in ("csv", "tex"))
     return f"{exhibit.markdown()}\nAs {files}.\n"

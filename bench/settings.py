@@ -276,7 +276,8 @@ class Study(Strict):
     """An ablation: a base method, and dotted paths into this file with the levels each takes.
 
     All combinations of `vary`, or the `points` listed; the path `method` stands for the method. What is `fixed` is set
-    at every point. `data` and `seeds` are those of the whole file where none are given.
+    at every point. `data` and `seeds` are those of the whole file where none are given. `curves` names columns of the
+    histories, each drawn against the epoch.
     """
 
     base: str | None = None
@@ -286,6 +287,14 @@ class Study(Strict):
     vary: Vary | None = None
     points: Annotated[list[Annotated[dict[str, Any], MinLen(1)]], MinLen(1)] | None = None
     protocols: Annotated[list[str], MinLen(1)]
+    curves: list[str] = Field(default_factory=list)
+
+    @field_validator("curves")
+    @classmethod
+    def _distinct_curves(cls, curves: list[str]) -> list[str]:
+        if len(set(curves)) < len(curves):
+            raise ValueError(f"{curves} names a column twice")
+        return curves
 
     @model_validator(mode="after")
     def _one_kind(self) -> "Study":

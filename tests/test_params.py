@@ -196,6 +196,10 @@ REFUSED = {
         {"studies.one": STUDY | {"protocols": ["kn"]}},
         ["studies.one.protocols:", "'kn'", "mean 'knn'"],
     ),
+    "curve_twice": (
+        {"studies.one": STUDY | {"curves": ["loss", "lr", "loss"]}},
+        ["studies.one.curves:", "['loss', 'lr', 'loss'] names a column twice"],
+    ),
     "study_of_a_path_that_leads_nowhere": (
         {"studies.one": STUDY | {"vary": {"methods.simclr.dimm": [8]}}},
         ["studies.one", "'methods.simclr.dimm'", "mean 'dim'", "hidden"],

@@ -138,6 +138,12 @@ def test_committed_records_render_to_the_same_bytes(done):
     assert committed.keys() - again.keys() == {"probe.json"}
 
 
+def test_a_studys_curves_are_drawn_from_its_own_histories(done):
+    rows = (done.here / "reports" / "figures" / "study_nnclr_support_size_neighbour_purity.csv").read_text().split("\n")
+    assert rows[0] == "methods.nnclr.support_size,epoch,mean,half_width_95,n,seeds"
+    assert [row.split(",")[:2] for row in rows[1:-1]] == [["32", "1"], ["32", "2"], ["64", "1"], ["64", "2"]]
+
+
 def test_metrics_and_plots_are_there_for_dvc(done):
     shown = json.loads(done.run("dvc", "metrics", "show", "--json").stdout)
     numbers = shown[""]["data"]["reports/metrics.json"]["data"]

@@ -11,7 +11,9 @@ from statistics import fmean
 import pytest
 
 from bench.exhibits.base import Table
+from bench.exhibits.curves import UnknownCurveError, study_curves
 from bench.exhibits.tuning_table import best_of, tuning_table
+from bench.report import Records, render
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = ROOT / "reports"
@@ -96,6 +98,94 @@ def test_a_table_is_equal_in_every_form():
 def test_committed_latex_escapes_what_latex_would_read(name):
     text = (REPORTS / "tables" / name).read_text()
     assert not re.search(r"(?<!\\)[%_#]", text)
+
+
+# --- studies -------------------------------------------------------------------------------------------------
+
+
+def cells(scores, *, method="nnclr", columns=None):
+    """A point's gathered cells: a seed for each score, with these columns after each of two epochs."""
+    return {
+        "evaluations": [
+            {"key": f"e{s}", "method": method, "seed": s, "protocol": "knn", "metrics": {"top1": score}}
+            for s, score in enumerate(scores)
+        ],
+        "pretraining": [
+            {"key": f"p{s}", "method": method, "seed": s, "cost": {"flops": 1, "images": 1}}
+            | {"history": [{"epoch": e, **{c: f(s, e) for c, f in (columns or {}).items()}} for e in (1, 2)]}
+            for s in range(len(scores))
+        ],
+    }
+
+
+def study(points, **given):
+    points = [{"levels": levels, **of} for levels, of in points]
+    return {"base": "nnclr", "data": "mnist", "caption": "", "fixed": {}, "protocols": ["knn"]} | {
+        "curves": [],
+        "points": points,
+        **given,
+    }
+
+
+def reported(**studies):
+    """Records of a plan whose main table has no cell, and of its studies."""
+    empty = ("methods", "protocols", "rows", "judged", "missing", "pretraining", "evaluations")
+    data = {"name": "mnist", "validation": 0.1, "fraction": 1.0}
+    numbers = {"data": data, "recipes": {}, "tuning": {"trials": []}, "planned": 0, **{name: [] for name in empty}}
+    return Records({**numbers, "studies": studies}, {})
+
+
+def sizes(**given):
+    columns = {"loss": lambda s, e: s - e, "purity": lambda s, e: 0.1 * e + 0.2 * s}
+    one = cells([0.5, 0.6, 0.7], columns=columns)
+    other = cells([0.4], columns={"loss": lambda s, e: 4.0})
+    return study([({"methods.nnclr.dim": 8}, one), ({"methods.nnclr.dim": 16}, other)], **given)
+
+
+PURITY = """methods.nnclr.dim,epoch,mean,half_width_95,n,seeds
+8,1,0.3,0.496828,3,0.1 0.3 0.5
+8,2,0.4,0.496828,3,0.2 0.4 0.6
+"""  # 4.302653 x 0.2 / sqrt(3): t of two degrees of freedom
+
+
+def test_a_studys_curve_is_of_each_point_that_has_the_column_the_mean_over_its_seeds():
+    purity, loss = study_curves("sizes", sizes(curves=["purity", "loss"]))
+    assert purity.csv() == PURITY
+    assert [(line["methods.nnclr.dim"], line["mean"]) for line in loss.data] == [(8, 0), (8, -1), (16, 4), (16, 4)]
+    assert [line["half_width_95"] == "" for line in loss.data] == [False, False, True, True]
+    assert list(study_curves("sizes", sizes())) == []
+
+
+def test_curves_are_the_same_bytes_each_time():
+    drawn = [next(study_curves("sizes", sizes(curves=["purity"]))) for _ in range(2)]
+    assert drawn[0] == drawn[1]
+    assert drawn[0].svg.startswith(b"<?xml")
+
+
+def test_a_curve_that_no_history_has_is_refused_by_study_and_name_and_leaves_the_report_that_was_there(tmp_path):
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "main.md").write_text("before")
+    with pytest.raises(UnknownCurveError) as caught:
+        render(reported(sizes=sizes(curves=["loss", "purty"])), tmp_path)
+    assert str(caught.value) == (
+        "studies.sizes.curves: no history of this study has 'purty'; "
+        "did you mean 'purity'? allowed: epoch, loss, purity"
+    )
+    assert {path.name: path.read_text() for path in tmp_path.rglob("*.md")} == {"main.md": "before"}
+    waiting = sizes(curves=["purty"])
+    waiting["points"] = [point | {"pretraining": []} for point in waiting["points"]]
+    assert list(study_curves("sizes", waiting)) == []  # no history is there yet
+
+
+def test_a_studys_curves_stand_on_the_page_beside_their_numbers(tmp_path):
+    render(reported(sizes=sizes(curves=["purity"])), tmp_path)
+    drawn = {path.name for path in (tmp_path / "figures").glob("study_*")}
+    kinds = {"study_sizes": ("svg", "png"), "study_sizes_purity": ("svg", "png", "csv")}
+    assert drawn == {f"{name}.{kind}" for name, own in kinds.items() for kind in own}
+    assert (tmp_path / "figures" / "study_sizes_purity.csv").read_text() == PURITY
+    page = (tmp_path / "index.md").read_text()
+    assert "(figures/study_sizes_purity.svg)" in page
+    assert "[csv](figures/study_sizes_purity.csv)" in page
 
 
 def schema_to(stdout) -> subprocess.Popen:

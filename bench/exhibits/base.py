@@ -50,6 +50,14 @@ def percent(interval: Interval) -> str:
     return mean if interval.half is None else f"{mean} ± {100 * interval.half:.1f}"
 
 
+def _csv(data: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(data[0]) if data else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(data)
+    return text.getvalue()
+
+
 @dataclass(frozen=True)
 class Table:
     """A table: `rows` are printed; `data` are the numbers behind them, a mapping per row."""
@@ -68,11 +76,7 @@ class Table:
 
     def csv(self) -> str:
         """The numbers behind the table."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(self.data[0]) if self.data else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.data)
-        return text.getvalue()
+        return _csv(self.data)
 
     def latex(self) -> str:
         """The table in LaTeX, for booktabs."""
@@ -103,13 +107,18 @@ def _escape(text: str) -> str:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure, with the caption and the text for those who cannot see it."""
+    """A figure, with the caption and the text for those who cannot see it; `data` where no table has its numbers."""
 
     name: str
     caption: str
     alt: str
     svg: bytes
     png: bytes
+    data: Sequence[dict[str, Any]] = ()
+
+    def csv(self) -> str:
+        """The numbers behind the figure."""
+        return _csv(self.data)
 
 
 @contextmanager
@@ -142,12 +151,12 @@ def epochs_on(axis: Any) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def finish(name: str, caption: str, alt: str, figure: Any) -> Figure:
+def finish(name: str, caption: str, alt: str, figure: Any, data: Sequence[dict[str, Any]] = ()) -> Figure:
     """The figure as SVG and PNG, without date or version."""
     nothing: dict[str, dict[str, None]] = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
-    files = []
+    files = {}
     for kind, metadata in nothing.items():
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, metadata=metadata, dpi=DPI)
-        files.append(buffer.getvalue())
-    return Figure(name, caption, alt, *files)
+        files[kind] = buffer.getvalue()
+    return Figure(name, caption, alt, **files, data=data)

@@ -27,12 +27,12 @@ def study_table(name: str, study: dict[str, Any]) -> Table:
                 {**point["levels"], "protocol": protocol, "mean": round(interval.mean, DECIMALS)}
                 | {"half_width_95": half, "n": n, "seeds": " ".join(f"{v:.6g}" for v in values)}
             )
-        rows.append([*_level_texts(point["levels"]), str(n), *texts])
-    paths = _paths(study)
-    columns = [*map(_short, paths), "n", *study["protocols"]]
+        rows.append([*level_texts(point["levels"]), str(n), *texts])
+    varied = paths(study)
+    columns = [*map(short, varied), "n", *study["protocols"]]
     caption = (
-        f"{_subject(study)} by {' and '.join(map(_short, paths))}: accuracy (%), mean ± half-width of the "
-        f"95 % Student t interval over n seeds.{_remarks(study)}"
+        f"{subject(study)} by {' and '.join(map(short, varied))}: accuracy (%), mean ± half-width of the "
+        f"95 % Student t interval over n seeds.{remarks(study)}"
     )
     return Table(f"study_{name}", caption, columns, rows, data)
 
@@ -42,8 +42,8 @@ def study_figure(name: str, study: dict[str, Any]) -> Figure:
 
     Levels of the last path stand along the axis; every combination of the others is a series of its own.
     """
-    paths = _paths(study)
-    ticks = list(dict.fromkeys(_level_texts(point["levels"])[-1] for point in study["points"]))
+    varied = paths(study)
+    ticks = list(dict.fromkeys(level_texts(point["levels"])[-1] for point in study["points"]))
     series = list(dict.fromkeys(_series(point) for point in study["points"]))
     with drawing(f"study_{name}") as plt:
         count = len(study["protocols"])
@@ -51,22 +51,22 @@ def study_figure(name: str, study: dict[str, Any]) -> Figure:
         for axis, protocol in zip(axes[0], study["protocols"], strict=True):
             for point in study["points"]:
                 own = _series(point)
-                tick = ticks.index(_level_texts(point["levels"])[-1])
+                tick = ticks.index(level_texts(point["levels"])[-1])
                 aside = SPREAD * ((series.index(own) + 0.5) / len(series) - 0.5)
                 _draw(axis, tick + aside, _values(point, protocol), _look(own, series))
             axis.set_xticks(range(len(ticks)), ticks)
             axis.set_xlim(-0.5, len(ticks) - 0.5)
-            axis.set_xlabel(_short(paths[-1]))
+            axis.set_xlabel(short(varied[-1]))
             axis.set_ylabel("accuracy (%)")
             axis.set_title(protocol)
         if len(series) > 1:
-            axes[0][0].legend(*_key(axes[0][0], series), fontsize=7, title=" / ".join(map(_short, paths[:-1])))
+            axes[0][0].legend(*_key(axes[0][0], series), fontsize=7, title=" / ".join(map(short, varied[:-1])))
         figure.tight_layout()
         return finish(
             f"study_{name}",
-            f"Does {' or '.join(map(_short, paths))} matter to {_subject(study)}? Large marks: mean over seeds with "
-            f"its 95 % Student t interval; small ones: each seed.{_remarks(study)}",
-            f"Accuracy of {_subject(study)} against {', '.join(map(_short, paths))}",
+            f"Does {' or '.join(map(short, varied))} matter to {subject(study)}? Large marks: mean over seeds with "
+            f"its 95 % Student t interval; small ones: each seed.{remarks(study)}",
+            f"Accuracy of {subject(study)} against {', '.join(map(short, varied))}",
             figure,
         )
 
@@ -97,25 +97,27 @@ def _values(point: dict[str, Any], protocol: str) -> list[float]:
     return [next(iter(cell["metrics"].values())) for cell in cells]
 
 
-def _paths(study: dict[str, Any]) -> list[str]:
+def paths(study: dict[str, Any]) -> list[str]:
+    """What it varies, as dotted paths."""
     return list(study["points"][0]["levels"])
 
 
-def _level_texts(levels: dict[str, Any]) -> list[str]:
+def level_texts(levels: dict[str, Any]) -> list[str]:
+    """A point's levels as they are printed."""
     return [display(str(level)) if path == METHOD else str(level) for path, level in levels.items()]
 
 
 def _series(point: dict[str, Any]) -> str:
-    return " / ".join(_level_texts(point["levels"])[:-1])
+    return " / ".join(level_texts(point["levels"])[:-1])
 
 
-def _subject(study: dict[str, Any]) -> str:
+def subject(study: dict[str, Any]) -> str:
     """What is varied: the study's method, or all of those that it compares."""
     methods = [point["levels"].get(METHOD, study["base"]) for point in study["points"]]
     return ", ".join(map(display, dict.fromkeys(methods)))
 
 
-def _remarks(study: dict[str, Any]) -> str:
+def remarks(study: dict[str, Any]) -> str:
     """What a reader must know of the image set, and what every point shares."""
     shared = ", ".join(f"{path} = {value}" for path, value in study["fixed"].items())
     return "".join(
@@ -126,5 +128,6 @@ def _remarks(study: dict[str, Any]) -> str:
     )
 
 
-def _short(path: str) -> str:
+def short(path: str) -> str:
+    """The last part of a path, for people."""
     return path.rpartition(".")[2].replace("_", " ")
