@@ -275,9 +275,10 @@ def combinations(vary: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 class Study(Strict):
     """An ablation: a base method, and dotted paths into this file with the levels each takes.
 
-    All combinations of `vary`, or the `points` listed; the path `method` stands for the method. What is `fixed` is set
-    at every point. `data` and `seeds` are those of the whole file where none are given. `curves` names columns of the
-    histories, each drawn against the epoch.
+    All combinations of `vary`; or `one_by_one`, each path through its levels while the others stay at their first; or
+    the `points` listed. The path `method` stands for the method. What is `fixed` is set at every point. `data` and
+    `seeds` are those of the whole file where none are given. `curves` names columns of the histories, each drawn
+    against the epoch.
     """
 
     base: str | None = None
@@ -285,6 +286,7 @@ class Study(Strict):
     seeds: Annotated[list[NonNegativeInt], MinLen(1)] | None = None
     fixed: dict[str, Any] = Field(default_factory=dict)
     vary: Vary | None = None
+    one_by_one: Vary | None = None
     points: Annotated[list[Annotated[dict[str, Any], MinLen(1)]], MinLen(1)] | None = None
     protocols: Annotated[list[str], MinLen(1)]
     curves: list[str] = Field(default_factory=list)
@@ -298,11 +300,13 @@ class Study(Strict):
 
     @model_validator(mode="after")
     def _one_kind(self) -> "Study":
-        if (self.vary is None) == (self.points is None):
-            raise ValueError("give either vary (all combinations) or points (those listed)")
+        if [self.vary, self.one_by_one, self.points].count(None) != 2:
+            raise ValueError(
+                "give one of vary (all combinations), one_by_one (a path at a time) and points (those listed)"
+            )
         return self
 
-    @field_validator("vary")
+    @field_validator("vary", "one_by_one")
     @classmethod
     def _distinct_levels(cls, vary: dict[str, list[Any]] | None) -> dict[str, list[Any]] | None:
         for path, levels in (vary or {}).items():
@@ -322,7 +326,12 @@ class Study(Strict):
 
     def combinations(self) -> list[dict[str, Any]]:
         """The levels of each point, by path."""
-        return list(self.points) if self.points is not None else combinations(self.vary or {})
+        if self.points is not None:
+            return list(self.points)
+        if self.one_by_one is None:
+            return combinations(self.vary or {})
+        first = {path: levels[0] for path, levels in self.one_by_one.items()}
+        return [first, *({**first, path: level} for path, levels in self.one_by_one.items() for level in levels[1:])]
 
     def overrides(self) -> dict[str, Any]:
         """What every point sets, by path."""

@@ -218,7 +218,7 @@ REFUSED = {
     ),
     "study_with_two_kinds_of_points": (
         {"studies.one": STUDY | {"points": [{"methods.simclr.dim": 8}]}},
-        ["studies.one:", "either vary", "or points"],
+        ["studies.one:", "one of vary", "one_by_one", "points"],
     ),
     "point_twice": (
         {"studies.one": {"base": "simclr", "points": [{"methods.simclr.dim": 8}] * 2, "protocols": ["knn"]}},
