@@ -131,7 +131,7 @@ def gather(plan: dict[str, Any], locate: Locate, tuning: dict[str, Any]) -> Reco
         "studies": studies,
         "tuning": tuning,
     }
-    return Records(numbers, _pictures(plan, locate))
+    return Records(numbers, _pictures(plan, locate) | _correct(plan, locate))
 
 
 def _contents(
@@ -176,6 +176,19 @@ def _pictures(plan: dict[str, Any], locate: Locate) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _correct(plan: dict[str, Any], locate: Locate) -> dict[str, np.ndarray]:
+    """Which test images the main table's cells got right, where a record says so: "correct/PROTOCOL/METHOD SEED"."""
+    found: dict[str, np.ndarray] = {}
+    for cell in (cell for cell in plan["cells"] if cell["stage"] == "evaluate"):
+        record, path = locate(cell) / "record.json", locate(cell) / "arrays.safetensors"
+        if record.is_file() and path.is_file():
+            headline = next(iter(read_json(record)["metrics"]))
+            array = load_file(path).get(headline.replace("top1", "correct"))
+            if array is not None and array.dtype == np.bool_:
+                found[f"correct/{cell['name']}/{cell['method']} {cell['seed']}"] = array
+    return found
+
+
 def _arrays(path: Path, prefix: str) -> dict[str, np.ndarray]:
     return {f"{prefix}/{name}": array for name, array in load_file(path).items()} if path.is_file() else {}
 
@@ -202,7 +215,7 @@ def render(records: Records, folder: Path) -> None:
         for name, study in numbers["studies"].items()
     ]
     sections: Sections = [
-        ("Methods and protocols", [main, paired_table(frame, numbers)]),
+        ("Methods and protocols", [main, paired_table(frame, numbers, records.group("correct"))]),
         ("Protocols", [protocol_table(frame, numbers, protocol) for protocol in numbers["protocols"]]),
         ("Training", [loss_curves(numbers), neighbours(numbers), tuning_table(numbers["tuning"])]),
         *studies,

@@ -8,12 +8,16 @@ from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from bench.exhibits.base import Table
 from bench.exhibits.curves import UnknownCurveError, study_curves
+from bench.exhibits.paired_table import paired_table
 from bench.exhibits.tuning_table import best_of, tuning_table
 from bench.report import Records, render
+from bench.stats import hierarchical_difference
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = ROOT / "reports"
@@ -98,6 +102,27 @@ def test_a_table_is_equal_in_every_form():
 def test_committed_latex_escapes_what_latex_would_read(name):
     text = (REPORTS / "tables" / name).read_text()
     assert not re.search(r"(?<!\\)[%_#]", text)
+
+
+def test_differences_over_random_init_have_an_interval_over_seeds_and_images_where_records_tell_each_image():
+    generator = np.random.default_rng(0)
+    hits = {
+        (m, s): generator.random(400) < share for m, share in (("nnclr", 0.8), ("random_init", 0.6)) for s in range(5)
+    }
+    rows = [("knn", "top1_k20", m, s, h.mean()) for (m, s), h in hits.items()]
+    rows += [("linear", "top1", m, s, h.mean() + 0.1) for (m, s), h in hits.items()]
+    frame = pd.DataFrame(rows, columns=["protocol", "metric", "method", "seed", "value"])
+    gathered = {"methods": ["random_init", "nnclr"], "protocols": ["linear", "knn"]}
+    table = paired_table(frame, gathered, {"knn": {f"{m} {s}": h for (m, s), h in hits.items()}})
+    assert table is not None
+    assert table.columns == ["Method", "linear", "knn", "knn, seeds and images"]
+    ours, theirs = ({s: h for (m, s), h in hits.items() if m == method} for method in ("nnclr", "random_init"))
+    wanted = hierarchical_difference(ours, theirs)
+    assert table.rows[0][-1] == f"{100 * wanted.mean:+.1f} [{100 * wanted.low:+.1f}, {100 * wanted.high:+.1f}]*"
+    linear, knn = table.data
+    assert (linear["low_with_images"], linear["high_with_images"]) == ("", "")
+    assert knn["low_with_images"] == pytest.approx(wanted.low, abs=1e-6)
+    assert knn["difference"] == pytest.approx(wanted.mean, abs=1e-6)  # the same mean, another interval
 
 
 # --- studies -------------------------------------------------------------------------------------------------
