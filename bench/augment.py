@@ -62,15 +62,15 @@ class Steps:
     """What is done to each of n images, in order: the columns of the kernels' arguments."""
 
     images: int
-    codes: list[Ints] = field(default_factory=list)
-    values: list[Floats] = field(default_factory=list)
+    codes: list[Ints | int] = field(default_factory=list)
+    values: list[Floats | float] = field(default_factory=list)
     boxes: dict[int, Ints] = field(default_factory=dict)
     weights: dict[int, Floats] = field(default_factory=dict)
 
-    def add(self, codes: Any, values: Any = 0.0) -> None:
+    def add(self, codes: Ints | int, values: Floats | float = 0.0) -> None:
         """One more step: (n,) codes and (n,) values, or one for all."""
-        self.codes.append(np.broadcast_to(np.asarray(codes, np.int64), self.images))
-        self.values.append(np.broadcast_to(np.asarray(values, np.float32), self.images))
+        self.codes.append(codes)
+        self.values.append(values)
 
     def run(self, images: NDArray[np.uint8], size: int) -> Floats:
         """(n, size, size, c) views of (n, h, w, c) images."""
@@ -83,9 +83,9 @@ class Steps:
         for step, kernel in self.weights.items():  # a smaller kernel stands in the middle of a larger one's place
             spare = (widest - kernel.shape[1]) // 2
             weights[:, step, spare : spare + kernel.shape[1]] = kernel
-        empty = (self.images, 0)
-        codes = np.stack(self.codes, 1) if count else np.zeros(empty, np.int64)
-        values = np.stack(self.values, 1) if count else np.zeros(empty, np.float32)
+        codes, values = np.empty((self.images, count), np.int64), np.empty((self.images, count), np.float32)
+        for step in range(count):
+            codes[:, step], values[:, step] = self.codes[step], self.values[step]
         out = np.empty((self.images, size, size, images.shape[3]), np.float32)
         kernels.views(images, codes, values, boxes, weights, out)
         return out

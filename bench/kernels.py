@@ -3,7 +3,7 @@
 One thread, no lock of the interpreter held, no fast-math: only additions, products, quotients and comparisons in the
 order written, so that the bits are the same on every CPU. An image is handled to its end while it lies in the cache,
 which is what makes this an order of magnitude faster than one array operation after another. The ops of an image work
-in place, on (c, h, w) float32 values in [0, 1].
+on (c, h, w) float32 values in [0, 1], in place where no room is given.
 """
 
 from collections.abc import Callable
@@ -38,6 +38,11 @@ def compiled(function: Function) -> Function:
     return cast(Function, njit(cache=True, nogil=True, error_model="numpy")(function))
 
 
+def linked(function: Function) -> Function:
+    """Compile into its callers, which are kept with it."""
+    return cast(Function, njit(nogil=True, error_model="numpy")(function))
+
+
 @compiled
 def philox(counters: Words, key0: np.uint64, key1: np.uint64, words: Words) -> None:
     """Philox 4x32-10 (Salmon et al., SC 2011) of (n, 4) counters into (n, 4) words, all 32 bits wide."""
@@ -66,42 +71,45 @@ def views(images: Bytes, codes: Ints, values: Floats, boxes: Ints, weights: Floa
     """
     height, width, channels = images.shape[1:]
     size = out.shape[1]
-    whole = np.empty((channels, height, width), np.float32)
+    filters = new_filters(max(height, width, size), size)
+    whole = np.empty((height, width, channels), np.float32)
+    view = np.empty((size, size, channels), np.float32)
     x = np.empty((channels, size, size), np.float32)
     other = np.empty((channels, size, size), np.float32)
     for i in range(len(images)):
-        first = 0
-        if codes.shape[1] and codes[i, 0] == CROP:
-            first = 1
+        first = 1 if codes.shape[1] and codes[i, 0] == CROP else 0
+        top, left, rows, columns = 0, 0, height, width
+        if first:
             top, left, rows, columns = boxes[i, 0]
-            _load(images[i, top : top + rows, left : left + columns], whole)
-            resize(whole, 0, 0, rows, columns, x)
-        elif height == size and width == size:
-            _load(images[i, :height, :width], x)
+        if first or height != size or width != size:
+            _load(images[i], top, left, rows, columns, whole)
+            resize(whole, rows, columns, filters, x)
         else:
-            _load(images[i, :height, :width], whole)
-            resize(whole, 0, 0, height, width, x)
+            _load(images[i], 0, 0, height, width, whole)
+            _part(whole, x)
         for step in range(first, codes.shape[1]):
             code = codes[i, step]
             if code == BLUR:
                 blur(x, weights[i, step], other)
+            elif code == FLIP:
+                flip(x, other)
+                x, other = other, x
             elif code == CROP:
                 top, left, rows, columns = boxes[i, step]
-                resize(x.copy(), top, left, rows, columns, x)
+                _join(x, view)
+                for row in range(rows):
+                    for column in range(columns):
+                        view[row, column] = view[top + row, left + column]
+                resize(view, rows, columns, filters, x)
             else:
                 _change(x, code, values[i, step])
-        for c in range(channels):
-            for row in range(size):
-                for column in range(size):
-                    out[i, row, column, c] = x[c, row, column]
+        _join(x, out[i])
 
 
-@compiled
+@linked
 def _change(x: Floats, code: int, value: Float) -> None:
-    """One step that keeps every pixel in its row."""
-    if code == FLIP:
-        flip(x)
-    elif code == BRIGHTNESS:
+    """One step that keeps every pixel in its place."""
+    if code == BRIGHTNESS:
         brightness(x, value)
     elif code == CONTRAST:
         contrast(x, value)
@@ -115,21 +123,65 @@ def _change(x: Floats, code: int, value: Float) -> None:
         solarise(x, value)
 
 
-@compiled
-def _load(image: Bytes, x: Floats) -> None:
-    """An image's bytes to floats, at the corner of x."""
-    for c in range(image.shape[2]):
-        for row in range(image.shape[0]):
-            for column in range(image.shape[1]):
-                x[c, row, column] = np.float32(image[row, column, c]) / WHITE
+@linked
+def _load(image: Bytes, top: int, left: int, height: int, width: int, out: Floats) -> None:
+    """A box of an image's bytes to floats, at the corner of out; the channels of a pixel stay together."""
+    channels = image.shape[2]
+    lines, made = image.reshape(len(image), -1), out.reshape(len(out), -1)
+    # an index without a sign is no place counted from the end, which numba would look for at every pixel
+    start, stop = np.uint64(left * channels), np.uint64(width * channels)
+    for row in range(height):
+        for k in range(stop):
+            made[row, k] = np.float32(lines[top + row, start + k]) / WHITE
 
 
-@compiled
-def _filter(start: int, length: int, size: int, firsts: Ints, counts: Ints, taps: Floats) -> None:
+@linked
+def _part(pixels: Floats, x: Floats) -> None:
+    """(h, w, c) to (c, h, w)."""
+    source, planes = pixels.reshape(-1), x.reshape(len(x), -1)
+    if len(x) == 3:  # a number that the compiler knows, so that it vectorises
+        red, green, blue = planes[0], planes[1], planes[2]
+        for p in range(len(red)):
+            red[p], green[p], blue[p] = source[3 * p], source[3 * p + 1], source[3 * p + 2]
+        return
+    for c in range(len(x)):
+        plane = planes[c]
+        for p in range(len(plane)):
+            plane[p] = source[len(x) * p + c]
+
+
+@linked
+def _join(x: Floats, pixels: Floats) -> None:
+    """(c, h, w) to (h, w, c)."""
+    made, planes = pixels.reshape(-1), x.reshape(len(x), -1)
+    if len(x) == 3:  # as above
+        red, green, blue = planes[0], planes[1], planes[2]
+        for p in range(len(red)):
+            made[3 * p], made[3 * p + 1], made[3 * p + 2] = red[p], green[p], blue[p]
+        return
+    for c in range(len(x)):
+        plane = planes[c]
+        for p in range(len(plane)):
+            made[len(x) * p + c] = plane[p]
+
+
+@linked
+def new_filters(longest: int, size: int) -> tuple[Ints, Ints, Floats]:
+    """Room for the filters from every length to a size: per length and output pixel the first tap's place, how many
+    taps, and their weights. A length that has not been wanted yet has no taps.
+    """
+    taps = 2 * (longest // size + 2) + 1
+    firsts, counts = np.empty((longest + 1, size), np.int64), np.zeros((longest + 1, size), np.int64)
+    return firsts, counts, np.empty((longest + 1, size, taps), np.float32)
+
+
+@linked
+def _filter(length: int, firsts: Ints, counts: Ints, taps: Floats) -> None:
     """Weights of torch's antialiased bilinear interpolation, per output pixel.
 
     A triangle whose support grows with the scale and ends at the crop's border.
     """
+    size = len(firsts)
     scale = length / size
     reach = max(scale, 1.0)
     for i in range(size):
@@ -141,60 +193,67 @@ def _filter(start: int, length: int, size: int, firsts: Ints, counts: Ints, taps
             total += max(1.0 - abs(j + 0.5 - centre) / reach, 0.0)
         for j in range(low, high):
             taps[i, j - low] = max(1.0 - abs(j + 0.5 - centre) / reach, 0.0) / total
-        firsts[i], counts[i] = start + low, high - low
+        firsts[i], counts[i] = low, high - low
 
 
-@compiled
-def resize(x: Floats, top: int, left: int, height: int, width: int, out: Floats) -> None:
-    """Crop to a box and resize: down first, then across."""
-    size = out.shape[1]
-    longest = 2 * (max(height, width) // size + 2) + 1
-    firsts, counts = np.empty(size, np.int64), np.empty(size, np.int64)
-    taps = np.empty((size, longest), np.float32)
-    _filter(top, height, size, firsts, counts, taps)
+@linked
+def resize(x: Floats, height: int, width: int, filters: tuple[Ints, Ints, Floats], out: Floats) -> None:
+    """Resize the corner of (h, w, c) pixels to (c, s, s): down first, then across."""
+    firsts, counts, taps = filters
+    for length in (height, width):
+        if counts[length, 0] == 0:
+            _filter(length, firsts[length], counts[length], taps[length])
+    channels, size = out.shape[:2]
+    rows, made = x.reshape(len(x), -1), out.reshape(channels * size, size)
+    down, across = taps[height], taps[width]
     # turned, so that both passes run along contiguous rows
-    turned = np.empty((width, size), np.float32)
-    line = np.empty(width, np.float32)
-    across_firsts, across_counts = np.empty(size, np.int64), np.empty(size, np.int64)
-    across = np.empty((size, longest), np.float32)
-    _filter(0, width, size, across_firsts, across_counts, across)
-    column = np.empty(size, np.float32)
-    for c in range(len(x)):
-        for i in range(size):
-            line[:] = ZERO
-            for j in range(counts[i]):
-                weight, source = taps[i, j], x[c, firsts[i] + j]
-                for k in range(width):
-                    line[k] += weight * source[left + k]
-            for k in range(width):
-                turned[k, i] = line[k]
-        for i in range(size):
-            column[:] = ZERO
-            for j in range(across_counts[i]):
-                weight, source = across[i, j], turned[across_firsts[i] + j]
-                for k in range(size):
-                    column[k] += weight * source[k]
-            for k in range(size):
-                out[c, k, i] = column[k]
+    turned = np.empty((width * channels, size), np.float32)
+    line = np.empty(width * channels, np.float32)
+    for i in range(size):
+        _add(down, i, counts[height, i], rows, firsts[height, i], line)
+        for k in range(len(line)):
+            turned[k, i] = line[k]
+    columns = turned.reshape(width, channels * size)
+    column = np.empty(channels * size, np.float32)
+    for i in range(size):
+        _add(across, i, counts[width, i], columns, firsts[width, i], column)
+        for k in range(len(column)):
+            made[k, i] = column[k]
 
 
-@compiled
+@linked
+def _add(taps: Floats, i: int, count: int, rows: Floats, first: int, out: Floats) -> None:
+    """The sum of `count` rows from the first on, by the weights of output i, added to zero in their order."""
+    if count == 2:  # always so where an image is enlarged, but at its borders
+        a, b = taps[i, 0], taps[i, 1]
+        for k in range(len(out)):
+            out[k] = ZERO + a * rows[first, k] + b * rows[first + 1, k]
+        return
+    for k in range(len(out)):
+        out[k] = ZERO
+    for j in range(count):
+        weight = taps[i, j]
+        for k in range(len(out)):
+            out[k] += weight * rows[first + j, k]
+
+
+@linked
 def _clip(value: Float) -> Float:
     return min(max(value, ZERO), ONE)
 
 
-@compiled
-def flip(x: Floats) -> None:
+@linked
+def flip(x: Floats, out: Floats) -> None:
     """Mirror, left to right."""
-    size = x.shape[2]
+    width = np.uint64(x.shape[2])
+    last = width - np.uint64(1)
     for c in range(x.shape[0]):
         for row in range(x.shape[1]):
-            line = x[c, row]
-            for k in range(size // 2):
-                line[k], line[size - 1 - k] = line[size - 1 - k], line[k]
+            for k in range(width):
+                out[c, row, k] = x[c, row, last - k]
 
 
-@compiled
+@linked
 def brightness(x: Floats, factor: Float) -> None:
     """Scale by a factor."""
     flat = x.reshape(-1)
@@ -202,38 +261,44 @@ def brightness(x: Floats, factor: Float) -> None:
         flat[p] = _clip(factor * flat[p])
 
 
-@compiled
-def luma_at(x: Floats, p: int) -> Float:
-    """Luminance of a pixel of three channels."""
-    return RED * x[0, p] + GREEN * x[1, p] + BLUE * x[2, p]
+@linked
+def _luma(r: Float, g: Float, b: Float) -> Float:
+    return RED * r + GREEN * g + BLUE * b
 
 
-@compiled
+@linked
 def contrast(x: Floats, factor: Float) -> None:
     """Blend with the mean luminance."""
-    pixels = x.reshape(len(x), -1)
+    planes = x.reshape(len(x), -1)
+    red = planes[0]
     total = 0.0
-    for p in range(pixels.shape[1]):
-        total += float(luma_at(pixels, p) if len(x) > 1 else pixels[0, p])
-    rest = (ONE - factor) * np.float32(total / pixels.shape[1])
+    if len(x) == 1:
+        for p in range(len(red)):
+            total += float(red[p])
+    else:
+        green, blue = planes[1], planes[2]
+        for p in range(len(red)):
+            total += float(_luma(red[p], green[p], blue[p]))
+    rest = (ONE - factor) * np.float32(total / len(red))
     flat = x.reshape(-1)
     for p in range(len(flat)):
         flat[p] = _clip(factor * flat[p] + rest)
 
 
-@compiled
+@linked
 def saturation(x: Floats, factor: Float) -> None:
     """Blend with the luminance."""
     if len(x) == 1:
         return  # one channel has none to lose
-    pixels = x.reshape(len(x), -1)
-    for p in range(pixels.shape[1]):
-        rest = (ONE - factor) * luma_at(pixels, p)
-        for c in range(3):
-            pixels[c, p] = _clip(factor * pixels[c, p] + rest)
+    planes = x.reshape(len(x), -1)
+    red, green, blue = planes[0], planes[1], planes[2]
+    for p in range(len(red)):
+        r, g, b = red[p], green[p], blue[p]
+        rest = (ONE - factor) * _luma(r, g, b)
+        red[p], green[p], blue[p] = _clip(factor * r + rest), _clip(factor * g + rest), _clip(factor * b + rest)
 
 
-@compiled
+@linked
 def hue(x: Floats, shift: Float) -> None:
     """Turn the hue by a shift, in turns.
 
@@ -242,16 +307,22 @@ def hue(x: Floats, shift: Float) -> None:
     """
     if len(x) == 1:
         return  # one channel has none
-    pixels = x.reshape(len(x), -1)
-    red, green, blue = pixels[0], pixels[1], pixels[2]
-    for p in range(pixels.shape[1]):
+    planes = x.reshape(len(x), -1)
+    red, green, blue = planes[0], planes[1], planes[2]
+    for p in range(len(red)):
         r, g, b = red[p], green[p], blue[p]
         high, low = max(max(r, g), b), min(min(r, g), b)
         spread = high - low
         safe = ONE if spread == ZERO else spread
-        of_red, of_green, of_blue = (high - r) / safe, (high - g) / safe, (high - b) / safe
-        from_green = TWO + of_red - of_blue if g == high else FOUR + of_green - of_red
-        sector = of_blue - of_green if r == high else from_green
+        of_red, of_green, of_blue = high - r, high - g, high - b
+        # the sector's start and the two channels that say how far into it; chosen before they are divided
+        start = TWO if g == high else FOUR
+        more = of_red if g == high else of_green
+        less = of_blue if g == high else of_red
+        start = ZERO if r == high else start
+        more = of_blue if r == high else more
+        less = of_green if r == high else less
+        sector = start + more / safe - less / safe
         turned = sector / SIX + shift
         turned = SIX * (turned - np.floor(turned))
         red[p] = _channel(high, spread, turned + FIVE)
@@ -259,24 +330,25 @@ def hue(x: Floats, shift: Float) -> None:
         blue[p] = _channel(high, spread, turned + ONE)
 
 
-@compiled
+@linked
 def _channel(value: Float, spread: Float, k: Float) -> Float:
     k = k - SIX if k >= SIX else k
     return _clip(value - spread * max(ZERO, min(min(k, FOUR - k), ONE)))
 
 
-@compiled
+@linked
 def grayscale(x: Floats) -> None:
     """Give every channel the luminance."""
     if len(x) == 1:
         return
-    pixels = x.reshape(len(x), -1)
-    for p in range(pixels.shape[1]):
-        gray = luma_at(pixels, p)
-        pixels[0, p], pixels[1, p], pixels[2, p] = gray, gray, gray
+    planes = x.reshape(len(x), -1)
+    red, green, blue = planes[0], planes[1], planes[2]
+    for p in range(len(red)):
+        gray = _luma(red[p], green[p], blue[p])
+        red[p], green[p], blue[p] = gray, gray, gray
 
 
-@compiled
+@linked
 def solarise(x: Floats, threshold: Float) -> None:
     """Invert what reaches the threshold."""
     flat = x.reshape(-1)
@@ -284,12 +356,12 @@ def solarise(x: Floats, threshold: Float) -> None:
         flat[p] = ONE - flat[p] if flat[p] >= threshold else flat[p]
 
 
-@compiled
+@linked
 def _mirrored(i: int, size: int) -> int:
     return -i if i < 0 else (2 * (size - 1) - i if i >= size else i)
 
 
-@compiled
+@linked
 def blur(x: Floats, weights: Floats, other: Floats) -> None:
     """Down, then across; borders are mirrored."""
     reach, size = len(weights) // 2, x.shape[1]
@@ -346,7 +418,7 @@ def candidates(values: Floats, k: int, off: Float, found: Ints, counts: Ints) ->
         counts[i] = -1 if count == room and left == room else left
 
 
-@compiled
+@linked
 def _prune(held: Floats, copy: Floats, places: Ints, count: int, k: int, off: Float) -> tuple[Float, int]:
     """Drop what cannot be among the k largest; gives the bound and how many are left."""
     copy[:count] = held[:count]

@@ -40,8 +40,9 @@ def adjusted(kernel, x, factors):
 
 def resized_crop(x, boxes, size):
     made = torch.empty(len(x), x.shape[1], size, size)
-    for image, box, out in zip(x, boxes, made, strict=True):
-        kernels.resize(image.numpy(), *box, out.numpy())
+    for image, (top, left, height, width), out in zip(x, boxes, made, strict=True):
+        crop = image[:, top : top + height, left : left + width].permute(1, 2, 0).contiguous()
+        kernels.resize(crop.numpy(), height, width, kernels.new_filters(max(height, width), size), out.numpy())
     return made
 
 
