@@ -38,6 +38,11 @@ def compiled(function: Function) -> Function:
     return cast(Function, njit(cache=True, nogil=True, error_model="numpy")(function))
 
 
+def linked(function: Function) -> Function:
+    """Compile into its callers, which are kept with it."""
+    return cast(Function, njit(nogil=True, error_model="numpy")(function))
+
+
 @compiled
 def philox(counters: Words, key0: np.uint64, key1: np.uint64, words: Words) -> None:
     """Philox 4x32-10 (Salmon et al., SC 2011) of (n, 4) counters into (n, 4) words, all 32 bits wide."""
@@ -101,7 +106,7 @@ def views(images: Bytes, codes: Ints, values: Floats, boxes: Ints, weights: Floa
         _join(x, out[i])
 
 
-@compiled
+@linked
 def _change(x: Floats, code: int, value: Float) -> None:
     """One step that keeps every pixel in its place."""
     if code == BRIGHTNESS:
@@ -118,7 +123,7 @@ def _change(x: Floats, code: int, value: Float) -> None:
         solarise(x, value)
 
 
-@compiled
+@linked
 def _load(image: Bytes, top: int, left: int, height: int, width: int, out: Floats) -> None:
     """A box of an image's bytes to floats, at the corner of out; the channels of a pixel stay together."""
     channels = image.shape[2]
@@ -130,7 +135,7 @@ def _load(image: Bytes, top: int, left: int, height: int, width: int, out: Float
             made[row, k] = np.float32(lines[top + row, start + k]) / WHITE
 
 
-@compiled
+@linked
 def _part(pixels: Floats, x: Floats) -> None:
     """(h, w, c) to (c, h, w)."""
     source, planes = pixels.reshape(-1), x.reshape(len(x), -1)
@@ -145,7 +150,7 @@ def _part(pixels: Floats, x: Floats) -> None:
             plane[p] = source[len(x) * p + c]
 
 
-@compiled
+@linked
 def _join(x: Floats, pixels: Floats) -> None:
     """(c, h, w) to (h, w, c)."""
     made, planes = pixels.reshape(-1), x.reshape(len(x), -1)
@@ -160,7 +165,7 @@ def _join(x: Floats, pixels: Floats) -> None:
             made[len(x) * p + c] = plane[p]
 
 
-@compiled
+@linked
 def new_filters(longest: int, size: int) -> tuple[Ints, Ints, Floats]:
     """Room for the filters from every length to a size: per length and output pixel the first tap's place, how many
     taps, and their weights. A length that has not been wanted yet has no taps.
@@ -170,7 +175,7 @@ def new_filters(longest: int, size: int) -> tuple[Ints, Ints, Floats]:
     return firsts, counts, np.empty((longest + 1, size, taps), np.float32)
 
 
-@compiled
+@linked
 def _filter(length: int, firsts: Ints, counts: Ints, taps: Floats) -> None:
     """Weights of torch's antialiased bilinear interpolation, per output pixel.
 
@@ -191,7 +196,7 @@ def _filter(length: int, firsts: Ints, counts: Ints, taps: Floats) -> None:
         firsts[i], counts[i] = low, high - low
 
 
-@compiled
+@linked
 def resize(x: Floats, height: int, width: int, filters: tuple[Ints, Ints, Floats], out: Floats) -> None:
     """Resize the corner of (h, w, c) pixels to (c, s, s): down first, then across."""
     firsts, counts, taps = filters
@@ -216,7 +221,7 @@ def resize(x: Floats, height: int, width: int, filters: tuple[Ints, Ints, Floats
             made[k, i] = column[k]
 
 
-@compiled
+@linked
 def _add(taps: Floats, i: int, count: int, rows: Floats, first: int, out: Floats) -> None:
     """The sum of `count` rows from the first on, by the weights of output i, added to zero in their order."""
     if count == 2:  # always so where an image is enlarged, but at its borders
@@ -232,12 +237,12 @@ def _add(taps: Floats, i: int, count: int, rows: Floats, first: int, out: Floats
             out[k] += weight * rows[first + j, k]
 
 
-@compiled
+@linked
 def _clip(value: Float) -> Float:
     return min(max(value, ZERO), ONE)
 
 
-@compiled
+@linked
 def flip(x: Floats, out: Floats) -> None:
     """Mirror, left to right."""
     width = np.uint64(x.shape[2])
@@ -248,7 +253,7 @@ def flip(x: Floats, out: Floats) -> None:
                 out[c, row, k] = x[c, row, last - k]
 
 
-@compiled
+@linked
 def brightness(x: Floats, factor: Float) -> None:
     """Scale by a factor."""
     flat = x.reshape(-1)
@@ -256,12 +261,12 @@ def brightness(x: Floats, factor: Float) -> None:
         flat[p] = _clip(factor * flat[p])
 
 
-@compiled
+@linked
 def _luma(r: Float, g: Float, b: Float) -> Float:
     return RED * r + GREEN * g + BLUE * b
 
 
-@compiled
+@linked
 def contrast(x: Floats, factor: Float) -> None:
     """Blend with the mean luminance."""
     planes = x.reshape(len(x), -1)
@@ -280,7 +285,7 @@ def contrast(x: Floats, factor: Float) -> None:
         flat[p] = _clip(factor * flat[p] + rest)
 
 
-@compiled
+@linked
 def saturation(x: Floats, factor: Float) -> None:
     """Blend with the luminance."""
     if len(x) == 1:
@@ -293,7 +298,7 @@ def saturation(x: Floats, factor: Float) -> None:
         red[p], green[p], blue[p] = _clip(factor * r + rest), _clip(factor * g + rest), _clip(factor * b + rest)
 
 
-@compiled
+@linked
 def hue(x: Floats, shift: Float) -> None:
     """Turn the hue by a shift, in turns.
 
@@ -325,13 +330,13 @@ def hue(x: Floats, shift: Float) -> None:
         blue[p] = _channel(high, spread, turned + ONE)
 
 
-@compiled
+@linked
 def _channel(value: Float, spread: Float, k: Float) -> Float:
     k = k - SIX if k >= SIX else k
     return _clip(value - spread * max(ZERO, min(min(k, FOUR - k), ONE)))
 
 
-@compiled
+@linked
 def grayscale(x: Floats) -> None:
     """Give every channel the luminance."""
     if len(x) == 1:
@@ -343,7 +348,7 @@ def grayscale(x: Floats) -> None:
         red[p], green[p], blue[p] = gray, gray, gray
 
 
-@compiled
+@linked
 def solarise(x: Floats, threshold: Float) -> None:
     """Invert what reaches the threshold."""
     flat = x.reshape(-1)
@@ -351,12 +356,12 @@ def solarise(x: Floats, threshold: Float) -> None:
         flat[p] = ONE - flat[p] if flat[p] >= threshold else flat[p]
 
 
-@compiled
+@linked
 def _mirrored(i: int, size: int) -> int:
     return -i if i < 0 else (2 * (size - 1) - i if i >= size else i)
 
 
-@compiled
+@linked
 def blur(x: Floats, weights: Floats, other: Floats) -> None:
     """Down, then across; borders are mirrored."""
     reach, size = len(weights) // 2, x.shape[1]
@@ -413,7 +418,7 @@ def candidates(values: Floats, k: int, off: Float, found: Ints, counts: Ints) ->
         counts[i] = -1 if count == room and left == room else left
 
 
-@compiled
+@linked
 def _prune(held: Floats, copy: Floats, places: Ints, count: int, k: int, off: Float) -> tuple[Float, int]:
     """Drop what cannot be among the k largest; gives the bound and how many are left."""
     copy[:count] = held[:count]
