@@ -13,7 +13,21 @@ from bench.data.source import ImageSet
 from bench.evaluators.knn import nearest_rows
 from bench.support import SupportSet
 from bench.yaml12 import parse
-from benchmarks import growth, kmeans, knn, l2_path, lookup, nce, pipeline, results, steps, timing, training, views
+from benchmarks import (
+    cells,
+    growth,
+    kmeans,
+    knn,
+    l2_path,
+    lookup,
+    nce,
+    pipeline,
+    results,
+    steps,
+    timing,
+    training,
+    views,
+)
 from benchmarks.registry import GROUPS, chosen, parser, rows
 from benchmarks.rows import Measured, Row, faster, limit, overhead
 
@@ -153,13 +167,15 @@ def test_the_path_reaches_the_peers_objectives():
     np.testing.assert_allclose(ours, theirs, rtol=1e-3)
 
 
-def test_the_documented_loop_trains_our_encoder_with_heads_of_our_size():
-    loop = training.DocumentedLoop(0, 1, steps=1)
+@pytest.mark.parametrize("encoder", [cells.CONV4, cells.WIDE], ids=["narrow", "wide"])
+def test_the_documented_loop_trains_our_encoder_with_heads_of_our_size(encoder):
+    loop = training.DocumentedLoop(0, 1, training.Setup(encoder, 1, ()))
     loop.batches = [[torch.rand(8, 3, 32, 32) for _ in range(2)]] * 11
     before = [p.clone() for p in loop.model.parameters()]
     assert loop().wall > 0
     assert any(not torch.equal(p, q) for p, q in zip(before, loop.model.parameters(), strict=True))
-    ours = steps.build("nnclr", training.NNCLR, 10)
+    assert training.config("nnclr", training.NNCLR, 256, encoder=encoder)["encoder"]["options"] == encoder
+    ours = steps.build("nnclr", training.NNCLR, 10, {"name": "conv4", "options": encoder})
     assert [p.shape for p in ours.encoder.parameters()] == [p.shape for p in loop.model.backbone.parameters()]
     heads = [loop.model.projection_head, loop.model.prediction_head]
     matrices = [[p.shape for p in part.parameters() if p.ndim == 2] for part in (ours.projector, heads[0])]
