@@ -20,6 +20,7 @@ from benchmarks import (
     knn,
     l2_path,
     lookup,
+    makespan,
     nce,
     pipeline,
     results,
@@ -54,9 +55,13 @@ def test_an_unknown_row_is_refused(capsys):
 def test_names_are_unique_and_what_takes_minutes_is_left_to_who_asks():
     names = [each.name for each in rows()]
     assert len(names) == len(set(names))
-    assert {each.name for each in rows()} - {each.name for each in chosen([])} == {"makespan", "path-50k-100"}
+    assert {each.name for each in rows()} - {each.name for each in chosen([])} == {
+        "makespan-slurm",
+        "makespan-repro",
+        "path-50k-100",
+    }
     assert chosen(["knn"]) == GROUPS["knn"]
-    assert [each.name for each in chosen(["makespan", "nce"])] == ["nce", "makespan"]
+    assert [each.name for each in chosen(["makespan-slurm", "nce"])] == ["nce", "makespan-slurm"]
 
 
 def test_every_peer_has_a_row():
@@ -213,6 +218,19 @@ def test_a_bare_step_is_a_step_without_bank_and_loss():
     assert torch.equal(method.bank.rows, before)
     steps.Step(method, shown)()
     assert (method.bank.rows != before).any(1).sum() == 4
+
+
+def test_a_makespan_is_measured_against_the_cells_times_shared_by_the_slots():
+    found = makespan.against_ideal(6.0, [2.0, 3.0, 5.0], 2)
+    assert (found.ours, found.theirs) == (6.0, 5.0)
+    assert "20.0 % above the ideal" in found.note
+
+
+def test_the_project_of_the_makespan_trains_several_methods_for_longer():
+    text = makespan.lengthened((ROOT / "profiles" / "smoke" / "params.yaml").read_text())
+    settings = params.check(parse(text))
+    assert set(settings.methods) == set(makespan.METHODS)
+    assert (settings.defaults.epochs, settings.data.fraction, settings.seeds) == (makespan.EPOCHS, 1.0, [0])
 
 
 def test_the_small_project_has_one_cell_of_each_kind():
