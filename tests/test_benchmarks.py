@@ -37,7 +37,7 @@ PEERS = ("torchvision", "lightly", "faiss", "scikit-learn")
 
 
 def row(target, theirs="peer"):
-    return Row("name", "what", theirs, "ms", target, lambda: Measured(1.0, 2.0, 3))
+    return Row("nce", "what", theirs, "ms", target, lambda: Measured(1.0, 2.0, 3))
 
 
 def test_help_lists_every_row_and_group():
@@ -96,6 +96,12 @@ def test_results_are_read_as_written_and_say_what_falls_short(tmp_path):
     assert torch.__version__.partition("+")[0] in text
 
 
+def test_what_was_tried_is_told_where_a_row_falls_short_and_only_there():
+    tried = next(each.tried for each in rows() if each.name == "nce")
+    found = {wanted: results.render([results.line(row(faster(wanted)), Measured(1.0, 2.0, 5))]) for wanted in (2, 3)}
+    assert [f"- **nce**: {tried}" in text for text in found.values()] == [False, True]
+
+
 def test_a_peer_that_is_absent_is_named_in_its_row():
     line = results.line(row(faster(3)), None, "cannot be imported: No module named 'peer'")
     assert line["ratio"] == ""
@@ -105,6 +111,10 @@ def test_a_peer_that_is_absent_is_named_in_its_row():
 def test_the_results_in_the_repository_can_be_read():
     known = results.read(results.FOLDER / "results.csv")
     assert set(known) <= {each.name for each in rows()}
+    told = {each.name: each.tried for each in rows()}
+    assert [
+        line["name"] for line in known.values() if line["reached"] == "falls short" and not told[line["name"]]
+    ] == []
     assert results.render(known.values()) == (results.FOLDER / "results.md").read_text()
     for line in known.values():
         assert set(line) == set(results.COLUMNS)
