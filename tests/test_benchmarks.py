@@ -1,6 +1,7 @@
 """Benchmarks: every row is listed, ours and the peer compute the same thing, and the results files can be read."""
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,13 @@ def test_growth_can_be_read():
     assert {each["axis"] for each in found} == {"support_size", "bank", "batch"}
     assert {each["method"] for each in found if each["axis"] == "batch"} == set(growth.methods())
     assert all(float(each["ms"]) > 0 and int(each["bytes"]) > 0 for each in found)
+    assert all(each["date"] and each["commit"] for each in found)
+
+
+def test_a_point_of_the_growth_tells_where_it_was_measured():
+    found = growth.point("simclr", growth.methods()["simclr"], "batch", 8, rows=20, size=8)
+    assert tuple(found) == growth.COLUMNS
+    assert re.fullmatch(r"[0-9a-f]{7,}(-dirty)?", found["commit"])
 
 
 def test_time_is_that_of_the_steps_that_count():
