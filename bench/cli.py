@@ -189,7 +189,7 @@ def _cells(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from bench.report import gather, gather_outputs, read_tuning, render
+    from bench.report import gather, gather_outputs, read_beside, render
 
     if not options.partial:
         render(gather_outputs(Path()), REPORTS)
@@ -199,7 +199,7 @@ def _report(options: argparse.Namespace) -> None:
     # from the store, not from the stages' outputs: DVC skips what depends on a stage that failed
     settings, made = planned()
     store = Store()
-    records = gather(report_plan(made, settings), lambda cell: store.path(cell["key"]), read_tuning(Path()))
+    records = gather(report_plan(made, settings), lambda cell: store.path(cell["key"]), read_beside(Path()))
     render(records, PARTIAL)
     count, missing = records.numbers["planned"], len(records.numbers["missing"])
     print(f"{count - missing} of {count} cells in {PARTIAL}/")

@@ -398,7 +398,7 @@ def _table(plan: dict[str, Any], cells: Sequence[Cell], protocols: Sequence[str]
     ours = [{k: getattr(cell, k) for k in ("key", "stage", "name", "method", "seed")} for cell in cells]
     theirs = [cell for cell in plan["cells"] if cell["stage"] == "evaluate" and cell["name"] in protocols]
     shown = {**plan, "studies": {}, "protocols": list(protocols), "cells": [*theirs, *ours]}
-    numbers = gather(shown, lambda cell: store.path(cell["key"]), {"trials": []}).numbers
+    numbers = gather(shown, lambda cell: store.path(cell["key"]), {}).numbers
     computed = {cell["method"] for cell in numbers["evaluations"]}
     numbers["rows"] = [row for row in (*plan["rows"], name) if row in computed]
     return main_table(metrics_frame(numbers), numbers)

@@ -1,5 +1,6 @@
 """Records of a plan to reports/: gather reads, render writes; neither computes."""
 
+import csv
 import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +19,7 @@ from bench.claims.studies import studies_of
 from bench.errors import BenchError
 from bench.exhibits.base import DECIMALS, Figure, Table
 from bench.exhibits.curves import study_curves
+from bench.exhibits.growth import growth_figure, growth_table, point
 from bench.exhibits.loss_curves import loss_curves
 from bench.exhibits.main_table import main_table
 from bench.exhibits.neighbours import neighbours
@@ -30,6 +32,7 @@ from bench.files import read_json, write_bytes, write_json, write_text
 from bench.params import TUNING
 
 CELLS = "cells.json"
+GROWTH = "benchmarks/growth.csv"  # what `python -m benchmarks growth` measured
 ARRAYS = "arrays.safetensors"
 PICTURED = "retrieval"  # the protocol whose arrays are pictures
 Sections = Sequence[tuple[str, Sequence[Table | Figure | None]]]
@@ -88,7 +91,7 @@ def gather_outputs(here: Path) -> Records:
         place = f"studies/{cell['study']}" if "study" in cell else cell["name"]
         return here / folder / place / cell["key"]
 
-    records = gather(read_json(path), locate, read_tuning(here))
+    records = gather(read_json(path), locate, read_beside(here))
     missing = records.numbers["missing"]
     if missing:
         raise ReportError(
@@ -99,19 +102,20 @@ def gather_outputs(here: Path) -> Records:
     return records
 
 
-def read_tuning(here: Path) -> dict[str, Any]:
-    """The trials that `python -m bench tune` wrote; none where it never ran."""
-    found: dict[str, Any] = read_json(here / TUNING) if (here / TUNING).is_file() else {"trials": []}
-    return found
+def read_beside(here: Path) -> dict[str, Any]:
+    """What is no cell's: trials of `python -m bench tune`, and how costs grow; none where nothing was measured."""
+    tuning = read_json(here / TUNING) if (here / TUNING).is_file() else {"trials": []}
+    lines = (here / GROWTH).read_text().splitlines() if (here / GROWTH).is_file() else []
+    return {"tuning": tuning, "growth": [point(line) for line in csv.DictReader(lines)]}
 
 
-def gather(plan: dict[str, Any], locate: Locate, tuning: dict[str, Any]) -> Records:
+def gather(plan: dict[str, Any], locate: Locate, beside: dict[str, Any]) -> Records:
     """What there is of a plan's records and histories; `missing` lists the cells without.
 
     Args:
         plan: as `bench.plan.report_plan` gives it.
         locate: the folder of a cell's files.
-        tuning: what `python -m bench tune` wrote.
+        beside: what `read_beside` gives.
     """
     missing: dict[str, dict[str, Any]] = {}
     main = _contents(plan["cells"], locate, missing)
@@ -129,7 +133,7 @@ def gather(plan: dict[str, Any], locate: Locate, tuning: dict[str, Any]) -> Reco
         "missing": list(missing.values()),
         **main,
         "studies": studies,
-        "tuning": tuning,
+        **beside,
     }
     return Records(numbers, _pictures(plan, locate) | _correct(plan, locate))
 
@@ -218,6 +222,7 @@ def render(records: Records, folder: Path) -> None:
         ("Methods and protocols", [main, paired_table(frame, numbers, records.group("correct"))]),
         ("Protocols", [protocol_table(frame, numbers, protocol) for protocol in numbers["protocols"]]),
         ("Training", [loss_curves(numbers), neighbours(numbers), tuning_table(numbers["tuning"])]),
+        ("Cost", [growth_table(numbers["growth"]), growth_figure(numbers["growth"], numbers["methods"])]),
         *studies,
         ("Claims", [as_table(lines)] if lines else []),
         ("Recipes", [recipe_gallery(name, arrays) for name, arrays in records.group("recipe").items()]),

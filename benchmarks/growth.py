@@ -1,7 +1,10 @@
 """How a step grows with the support set, the bank and the batch: growth.csv, beside counted operations and bytes."""
 
 import csv
+import subprocess
 from collections.abc import Iterator
+from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from benchmarks.steps import Step, batch, build
 from benchmarks.timing import in_turn
 
 FILE = Path(__file__).with_name("growth.csv")
-COLUMNS = ("method", "axis", "value", "batch", "ms", "flops", "bytes", "n", "cpu")
+COLUMNS = ("method", "axis", "value", "batch", "ms", "flops", "bytes", "n", "cpu", "date", "commit")
 BATCH, REPEATS = 256, 3
 SUPPORTS = (1024, 4096, 16_384, 65_536, 98_304)
 BANKS = (10_000, 100_000, 1_280_000)
@@ -24,6 +27,14 @@ BATCHES = (32, 128, 512)
 IMAGES = 10_000  # where the number of images does not vary
 SMOKE = PROFILE.parents[1] / "smoke" / "params.yaml"
 WIDE = {"hidden": 256, "dim": 64, "predictor_hidden": 256, "support_size": 4096, "queue_size": 4096}
+
+
+@cache
+def commit() -> str:
+    """That of the checkout, and whether it was changed since."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    done = subprocess.run(command, cwd=FILE.parent, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
 
 
 def methods() -> dict[str, dict[str, Any]]:
@@ -44,7 +55,8 @@ def point(
     ms = 1e3 * in_turn({f"{method}, {axis} {value}": step}, REPEATS)[f"{method}, {axis} {value}"].wall
     held = sum(t.nbytes for t in made.state_dict().values())
     told = {"method": method, "axis": axis, "value": value, "batch": size, "ms": f"{ms:.2f}", "flops": flops.count}
-    return told | {"bytes": held, "n": REPEATS, "cpu": environment()["cpu"]}
+    origin = {"cpu": environment()["cpu"], "date": date.today().isoformat(), "commit": commit()}
+    return told | {"bytes": held, "n": REPEATS, **origin}
 
 
 def points() -> Iterator[dict[str, Any]]:

@@ -1,7 +1,7 @@
-"""Makespan of 24 equal cells on four slots of a real SLURM cluster, against the ideal.
+"""Makespan of cells against the ideal: their own times, as each measured them, shared by the slots.
 
-`python -m benchmarks makespan`; no part of the default run. Cells sleep for most of their time, so that four slots are
-four whatever the machine's cores. The ideal is the cells' own times, as each measured them, shared by the slots.
+`python -m benchmarks makespan`; no part of the default run. Once of 24 equal cells on four slots of a SLURM cluster,
+which sleep for most of their time, so that four slots are four whatever the machine's cores; once of `make repro` here.
 """
 
 import json
@@ -11,10 +11,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.rows import Measured, Row, Target
+from bench.launch.local import cores
+from benchmarks.pipeline import shrunk
+from benchmarks.rows import Measured, Row, overhead
+from tests.workspace import Workspace
 
 CELLS, SLOTS, SECONDS, STEPS = 24, 4, 20.0, 20
 PORT = 17900
+METHODS = ("supervised", "simclr", "moco_v2", "byol", "simsiam", "nnclr")
+EPOCHS = 5  # of make repro's cells
 
 
 def measure() -> Measured:
@@ -36,9 +41,40 @@ def measure() -> Measured:
         elapsed, seconds = _submitted(_site(folder, cluster))
     finally:
         cluster.down()
-    ideal = sum(seconds) / SLOTS
-    cells = f"{len(seconds)} cells (the longest {max(seconds):.1f} s, median {median(seconds):.1f} s) on {SLOTS} slots"
-    return Measured(elapsed, ideal, 1, f"{cells}, {100 * (elapsed / ideal - 1):.1f} % above the ideal")
+    return against_ideal(elapsed, seconds, SLOTS)
+
+
+def measure_repro() -> Measured:
+    """Seconds from the first cell's start to the last one's end, once; what comes before and after is told."""
+    with tempfile.TemporaryDirectory(prefix="makespan-") as folder:
+        space = Workspace(Path(folder), whole=True)
+        path = space.here / "params.yaml"
+        path.write_text(lengthened(path.read_text()))
+        start = time.time()
+        space.run("bench", "repro")
+        elapsed = time.time() - start
+        found = notes(space)
+    seconds = [note["seconds"] for note in found]
+    span = max(note["started"] + note["seconds"] for note in found) - min(note["started"] for note in found)
+    return against_ideal(span, seconds, cores(), f"; the whole command takes {elapsed - span:.1f} s more")
+
+
+def lengthened(text: str) -> str:
+    """The smoke profile's params.yaml with few cells of unequal lengths, and their kNN."""
+    text = shrunk(text, METHODS)
+    return text.replace("fraction: 0.1", "fraction: 1.0", 1).replace("epochs: 2\n", f"epochs: {EPOCHS}\n", 1)
+
+
+def against_ideal(elapsed: float, seconds: list[float], slots: int, more: str = "") -> Measured:
+    """What cells took together, and what they would at best."""
+    ideal = sum(seconds) / slots
+    cells = f"{len(seconds)} cells (the longest {max(seconds):.1f} s, median {median(seconds):.1f} s) on {slots} slots"
+    return Measured(elapsed, ideal, 1, f"{cells}, {100 * (elapsed / ideal - 1):.1f} % above the ideal{more}")
+
+
+def notes(space: Workspace) -> list[dict[str, Any]]:
+    """What each finished cell notes of its own computation."""
+    return [json.loads((path / "environment.json").read_text()) for path in (space.store / "cells").iterdir()]
 
 
 def _site(folder: Path, cluster: Any) -> Any:
@@ -60,18 +96,27 @@ def _submitted(site: Any) -> tuple[float, list[float]]:
     start = time.time()
     site.run("bench", "submit", "--only", "drowsy", "--wait")
     elapsed = time.time() - start
-    notes = [path / "environment.json" for path in (site.space.store / "cells").iterdir()]
-    return elapsed, [json.loads(note.read_text())["seconds"] for note in notes]
+    return elapsed, [note["seconds"] for note in notes(site.space)]
 
 
+IDEAL = "the ideal: their own times, shared by the slots"
 ROWS = [
     Row(
-        "makespan",
+        "makespan-slurm",
         f"{CELLS} equal cells on {SLOTS} slots of a SLURM cluster",
-        "the ideal: their own times, shared by the slots",
+        IDEAL,
         "s",
-        Target("overhead", None),
+        overhead(1.1),
         measure,
         default=False,
-    )
+    ),
+    Row(
+        "makespan-repro",
+        f"make repro: {len(METHODS)} encoders and their kNN on this machine's cores, first start to last end",
+        IDEAL,
+        "s",
+        overhead(1.1),
+        measure_repro,
+        default=False,
+    ),
 ]

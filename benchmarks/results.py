@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from bench.numerics import environment
+from benchmarks.registry import rows
 from benchmarks.rows import Measured, Row
 
 FOLDER = Path(__file__).parent
@@ -96,12 +97,32 @@ def render(lines: Iterable[Line]) -> str:
     lines = list(lines)
     table = [f"| {' | '.join(SHOWN)} |", f"|{'---|' * len(SHOWN)}"]
     table += [f"| {' | '.join(_cell(each, column) for column in SHOWN)} |" for each in lines]
+    known = {row.name: row.tried for row in rows()}
+    tried = [f"- **{each['name']}**: {known[each['name']]}" for each in lines if each["reached"] == "falls short"]
     notes = [f"- **{each['name']}**: {each['note']}" for each in lines if each["note"]]
     runs: dict[tuple[str, str, str], list[str]] = {}
     for each in lines:
         runs.setdefault((each["date"], each["cpu"], each["versions"]), []).append(each["name"])
     where = [f"- {when}, {cpu}, {with_}: {', '.join(names)}" for (when, cpu, with_), names in runs.items()]
-    return "\n".join([ABOUT, *table, "", "## Notes", "", *notes, "", "## Measured", "", *where, ""])
+    return "\n".join(
+        [
+            ABOUT,
+            *table,
+            "",
+            "## What was tried where a row falls short",
+            "",
+            *tried,
+            "",
+            "## Notes",
+            "",
+            *notes,
+            "",
+            "## Measured",
+            "",
+            *where,
+            "",
+        ]
+    )
 
 
 def _cell(each: Line, column: str) -> str:

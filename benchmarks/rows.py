@@ -41,6 +41,7 @@ class Row:
         target: what is wanted.
         measure: does it; ImportError where the peer is not there.
         default: whether a run that names no row has it.
+        tried: what was done about it; shown where the row falls short.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Row:
     target: Target
     measure: Callable[[], Measured]
     default: bool = True
+    tried: str = ""
 
     @property
     def wanted(self) -> str:

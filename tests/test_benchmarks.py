@@ -1,6 +1,7 @@
 """Benchmarks: every row is listed, ours and the peer compute the same thing, and the results files can be read."""
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,22 @@ from bench.data.source import ImageSet
 from bench.evaluators.knn import nearest_rows
 from bench.support import SupportSet
 from bench.yaml12 import parse
-from benchmarks import growth, kmeans, knn, l2_path, lookup, nce, pipeline, results, steps, timing, training, views
+from benchmarks import (
+    cells,
+    growth,
+    kmeans,
+    knn,
+    l2_path,
+    lookup,
+    makespan,
+    nce,
+    pipeline,
+    results,
+    steps,
+    timing,
+    training,
+    views,
+)
 from benchmarks.registry import GROUPS, chosen, parser, rows
 from benchmarks.rows import Measured, Row, faster, limit, overhead
 
@@ -22,7 +38,7 @@ PEERS = ("torchvision", "lightly", "faiss", "scikit-learn")
 
 
 def row(target, theirs="peer"):
-    return Row("name", "what", theirs, "ms", target, lambda: Measured(1.0, 2.0, 3))
+    return Row("nce", "what", theirs, "ms", target, lambda: Measured(1.0, 2.0, 3))
 
 
 def test_help_lists_every_row_and_group():
@@ -40,9 +56,13 @@ def test_an_unknown_row_is_refused(capsys):
 def test_names_are_unique_and_what_takes_minutes_is_left_to_who_asks():
     names = [each.name for each in rows()]
     assert len(names) == len(set(names))
-    assert {each.name for each in rows()} - {each.name for each in chosen([])} == {"makespan", "path-50k-100"}
+    assert {each.name for each in rows()} - {each.name for each in chosen([])} == {
+        "makespan-slurm",
+        "makespan-repro",
+        "path-50k-100",
+    }
     assert chosen(["knn"]) == GROUPS["knn"]
-    assert [each.name for each in chosen(["makespan", "nce"])] == ["nce", "makespan"]
+    assert [each.name for each in chosen(["makespan-slurm", "nce"])] == ["nce", "makespan-slurm"]
 
 
 def test_every_peer_has_a_row():
@@ -77,6 +97,12 @@ def test_results_are_read_as_written_and_say_what_falls_short(tmp_path):
     assert torch.__version__.partition("+")[0] in text
 
 
+def test_what_was_tried_is_told_where_a_row_falls_short_and_only_there():
+    tried = next(each.tried for each in rows() if each.name == "nce")
+    found = {wanted: results.render([results.line(row(faster(wanted)), Measured(1.0, 2.0, 5))]) for wanted in (2, 3)}
+    assert [f"- **nce**: {tried}" in text for text in found.values()] == [False, True]
+
+
 def test_a_peer_that_is_absent_is_named_in_its_row():
     line = results.line(row(faster(3)), None, "cannot be imported: No module named 'peer'")
     assert line["ratio"] == ""
@@ -86,6 +112,10 @@ def test_a_peer_that_is_absent_is_named_in_its_row():
 def test_the_results_in_the_repository_can_be_read():
     known = results.read(results.FOLDER / "results.csv")
     assert set(known) <= {each.name for each in rows()}
+    told = {each.name: each.tried for each in rows()}
+    assert [
+        line["name"] for line in known.values() if line["reached"] == "falls short" and not told[line["name"]]
+    ] == []
     assert results.render(known.values()) == (results.FOLDER / "results.md").read_text()
     for line in known.values():
         assert set(line) == set(results.COLUMNS)
@@ -98,6 +128,13 @@ def test_growth_can_be_read():
     assert {each["axis"] for each in found} == {"support_size", "bank", "batch"}
     assert {each["method"] for each in found if each["axis"] == "batch"} == set(growth.methods())
     assert all(float(each["ms"]) > 0 and int(each["bytes"]) > 0 for each in found)
+    assert all(each["date"] and each["commit"] for each in found)
+
+
+def test_a_point_of_the_growth_tells_where_it_was_measured():
+    found = growth.point("simclr", growth.methods()["simclr"], "batch", 8, rows=20, size=8)
+    assert tuple(found) == growth.COLUMNS
+    assert re.fullmatch(r"[0-9a-f]{7,}(-dirty)?", found["commit"])
 
 
 def test_time_is_that_of_the_steps_that_count():
@@ -153,13 +190,15 @@ def test_the_path_reaches_the_peers_objectives():
     np.testing.assert_allclose(ours, theirs, rtol=1e-3)
 
 
-def test_the_documented_loop_trains_our_encoder_with_heads_of_our_size():
-    loop = training.DocumentedLoop(0, 1, steps=1)
+@pytest.mark.parametrize("encoder", [cells.CONV4, cells.WIDE], ids=["narrow", "wide"])
+def test_the_documented_loop_trains_our_encoder_with_heads_of_our_size(encoder):
+    loop = training.DocumentedLoop(0, 1, training.Setup(encoder, 1, ()))
     loop.batches = [[torch.rand(8, 3, 32, 32) for _ in range(2)]] * 11
     before = [p.clone() for p in loop.model.parameters()]
     assert loop().wall > 0
     assert any(not torch.equal(p, q) for p, q in zip(before, loop.model.parameters(), strict=True))
-    ours = steps.build("nnclr", training.NNCLR, 10)
+    assert training.config("nnclr", training.NNCLR, 256, encoder=encoder)["encoder"]["options"] == encoder
+    ours = steps.build("nnclr", training.NNCLR, 10, {"name": "conv4", "options": encoder})
     assert [p.shape for p in ours.encoder.parameters()] == [p.shape for p in loop.model.backbone.parameters()]
     heads = [loop.model.projection_head, loop.model.prediction_head]
     matrices = [[p.shape for p in part.parameters() if p.ndim == 2] for part in (ours.projector, heads[0])]
@@ -197,6 +236,19 @@ def test_a_bare_step_is_a_step_without_bank_and_loss():
     assert torch.equal(method.bank.rows, before)
     steps.Step(method, shown)()
     assert (method.bank.rows != before).any(1).sum() == 4
+
+
+def test_a_makespan_is_measured_against_the_cells_times_shared_by_the_slots():
+    found = makespan.against_ideal(6.0, [2.0, 3.0, 5.0], 2)
+    assert (found.ours, found.theirs) == (6.0, 5.0)
+    assert "20.0 % above the ideal" in found.note
+
+
+def test_the_project_of_the_makespan_trains_several_methods_for_longer():
+    text = makespan.lengthened((ROOT / "profiles" / "smoke" / "params.yaml").read_text())
+    settings = params.check(parse(text))
+    assert set(settings.methods) == set(makespan.METHODS)
+    assert (settings.defaults.epochs, settings.data.fraction, settings.seeds) == (makespan.EPOCHS, 1.0, [0])
 
 
 def test_the_small_project_has_one_cell_of_each_kind():

@@ -13,7 +13,7 @@ from tests.test_published_recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = sorted(path.parent for path in ROOT.glob("profiles/*/params.yaml"))
-SHARED = [".dvcignore", "bench", "dvc.yaml", "requirements.lock", "stages", ".dvc/plots"]
+SHARED = [".dvcignore", "bench", "benchmarks", "dvc.yaml", "requirements.lock", "stages", ".dvc/plots"]
 SETS = {  # rows, of them test rows, side, channels, metric, as docs/data.md has them
     "imagenet": (1331167, 50000, 256, 3, "top1"),
     "cifar10": (60000, 10000, 32, 3, "top1"),

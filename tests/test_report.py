@@ -14,10 +14,12 @@ import pytest
 
 from bench.exhibits.base import Table
 from bench.exhibits.curves import UnknownCurveError, study_curves
+from bench.exhibits.growth import growth_figure, growth_table, point
 from bench.exhibits.paired_table import paired_table
 from bench.exhibits.tuning_table import best_of, tuning_table
-from bench.report import Records, render
+from bench.report import GROWTH, Records, read_beside, render
 from bench.stats import hierarchical_difference
+from bench.yaml12 import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = ROOT / "reports"
@@ -86,6 +88,41 @@ def test_the_tuning_table_adds_up_a_methods_trials():
     assert table is not None
     assert table.rows == [["SimCLR", "2", "2.0", "70.00", "80.00"], ["BYOL", "1", "3.0", "50.00", "–"]]
     assert tuning_table({"trials": []}) is None
+
+
+def grown(method: str, axis: str, value: int, ms: float, flops: int) -> dict:
+    text = {"method": method, "axis": axis, "value": value, "batch": 8, "ms": ms, "flops": flops, "bytes": 2 * value}
+    origin = {"n": 3, "cpu": "a CPU", "date": "2026-01-02", "commit": "abc1234"}
+    return point({name: str(each) for name, each in (text | origin).items()})
+
+
+def test_the_growth_table_compares_each_step_with_the_smallest_of_its_series():
+    steps = [("nnclr", "support_size", 1000, 10.0, 10**9), ("nnclr", "support_size", 4000, 15.0, 3 * 10**9)]
+    steps.append(("simclr", "batch", 32, 7.0, 5 * 10**8))
+    table = growth_table([grown(*step) for step in steps])
+    assert table is not None
+    assert table.rows == [
+        ["NNCLR", "support set", "1,000", "8", "10.0", "1.0", "0.0", "1.00", "1.00", "1.00"],
+        ["NNCLR", "support set", "4,000", "8", "15.0", "3.0", "0.0", "1.50", "3.00", "4.00"],
+        ["SimCLR", "batch", "32", "8", "7.0", "0.5", "0.0", "1.00", "1.00", "1.00"],
+    ]
+    assert table.data[1]["ms_over_smallest"] == 1.5
+    assert "medians of 3 on a CPU, 2026-01-02, commit abc1234" in table.caption
+
+
+def test_where_no_growth_was_measured_nothing_is_shown_of_it(tmp_path):
+    assert read_beside(tmp_path) == {"tuning": {"trials": []}, "growth": []}
+    assert growth_table([]) is None
+    assert growth_figure([], ["nnclr"]) is None
+
+
+@pytest.mark.parametrize("folder", [ROOT, ROOT / "profiles" / "full", ROOT / "profiles" / "longer"])
+def test_the_committed_reports_show_the_growth_that_was_measured(folder):
+    assert Records.read(folder / "reports").numbers["growth"] == read_beside(folder)["growth"]
+
+
+def test_the_stage_that_renders_depends_on_the_growth_that_was_measured():
+    assert GROWTH in parse((ROOT / "dvc.yaml").read_text())["stages"]["report"]["deps"]
 
 
 def test_a_table_is_equal_in_every_form():

@@ -1,5 +1,6 @@
 """The store: cells appear whole, once, and damage is seen."""
 
+import re
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ import pytest
 from bench.cluster import Debug
 from bench.files import UnwritableError, write_bytes, write_json
 from bench.launch import CellsFailedError, ensure
+from bench.launch.peak import peak_told
 from bench.launch.submission import MixedNumericsError
 from bench.launch.worker import Worker
 from bench.plan import Cell
@@ -104,6 +106,18 @@ def cell(key: str, needs: str | None = None) -> Cell:
     config = {"stage": stage, "numerics": "portable", "threads": 1, "device": "cpu", "code": "", "versions": {}}
     config |= {"protocol": {"name": "knn"}} if needs else {"method": {"name": "none"}, "encoder": {"name": "conv4"}}
     return Cell(key, stage, "m", "m", 0, config, {"name": "none", "sha256": "0" * 12, "reader": "none"}, needs)
+
+
+def test_a_training_cell_says_its_own_peak_memory_and_not_that_of_the_one_before(capsys):
+    shown = replace(cell("a"), stage="pretrain", method="nnclr", config={"device": "cpu"})
+    for size in (300, 20):
+        with peak_told(shown):
+            len(b"x" * (size * 1_000_000))
+    with peak_told(replace(shown, stage="evaluate")):
+        pass
+    told = re.findall(r"^nnclr seed 0: peak memory (\d+) MB$", capsys.readouterr().err, re.MULTILINE)
+    first, second = map(int, told)
+    assert 200 < first - second < 400
 
 
 def test_a_failed_cell_names_its_reason_and_fails_what_needs_it(tmp_path):

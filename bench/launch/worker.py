@@ -17,6 +17,7 @@ from bench.errors import BenchError, StoppedError
 from bench.files import read_json, write_json, write_text
 from bench.holds import Hold, job_number
 from bench.launch import scheduler
+from bench.launch.peak import peak_told
 from bench.launch.scheduler import SlurmError
 from bench.launch.together import Turns, processes, rank, shared
 from bench.plan import Cell
@@ -237,7 +238,7 @@ class _Work:
     def together(self, cell: Cell) -> None:
         from bench.compute import compute
 
-        with self.turns.joined(cell) as world:
+        with self.turns.joined(cell) as world, peak_told(cell):
             seconds = self.worker.checkpoint_seconds
             compute(cell, self.store, checkpoint_seconds=seconds, stop=self.stop, world=world)
 
