@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pandas as pd
 from safetensors.numpy import load_file, save_file
 
 from bench.claims.ledger import Line, ledger
-from bench.claims.paper import load
+from bench.claims.paper import Paper, load, published_beside
 from bench.claims.show import as_table, counts
 from bench.claims.studies import studies_of
 from bench.errors import BenchError
@@ -24,7 +24,7 @@ from bench.exhibits.neighbours import neighbours
 from bench.exhibits.paired_table import paired_table
 from bench.exhibits.pictures import recipe_gallery, retrieval
 from bench.exhibits.protocol_table import protocol_table
-from bench.exhibits.study import study_figure, study_table
+from bench.exhibits.study import published_table, study_figure, study_table
 from bench.exhibits.tuning_table import tuning_table
 from bench.files import read_json, write_bytes, write_json, write_text
 from bench.params import TUNING
@@ -197,10 +197,8 @@ def render(records: Records, folder: Path) -> None:
     frame = metrics_frame(numbers)
     main = main_table(frame, numbers)
     lines = judge(numbers) if numbers["judged"] else []
-    studies: list[tuple[str, list[Table | Figure]]] = [
-        (f"Study: {name}", [study_table(name, study), study_figure(name, study), *study_curves(name, study)])
-        for name, study in numbers["studies"].items()
-    ]
+    papers = load() if numbers["studies"] else {}
+    studies = [(f"Study: {name}", _of_study(name, study, papers)) for name, study in numbers["studies"].items()]
     sections: Sections = [
         ("Methods and protocols", [main, paired_table(frame, numbers)]),
         ("Protocols", [protocol_table(frame, numbers, protocol) for protocol in numbers["protocols"]]),
@@ -221,6 +219,15 @@ def render(records: Records, folder: Path) -> None:
     write_json(folder / "plots" / "loss.json", _loss_rows(numbers))
     write_json(folder / "plots" / "accuracy.json", _accuracy_rows(main.data))
     write_text(folder / "index.md", _index(numbers, sections))
+
+
+def _of_study(name: str, study: dict[str, Any], papers: Mapping[str, Paper]) -> list[Table | Figure | None]:
+    return [
+        study_table(name, study),
+        published_table(name, published_beside(papers, name)),
+        study_figure(name, study),
+        *study_curves(name, study),
+    ]
 
 
 def _write(exhibit: Table | Figure, folder: Path) -> None:

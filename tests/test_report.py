@@ -1,5 +1,6 @@
 """Reports: the same records give the same bytes, and the committed ones are those of the committed records."""
 
+import csv
 import os
 import re
 import subprocess
@@ -10,8 +11,10 @@ from statistics import fmean
 
 import pytest
 
+from bench.claims.paper import load, published_beside
 from bench.exhibits.base import Table
 from bench.exhibits.curves import UnknownCurveError, study_curves
+from bench.exhibits.study import published_table
 from bench.exhibits.tuning_table import best_of, tuning_table
 from bench.report import Records, render
 
@@ -160,6 +163,40 @@ def test_curves_are_the_same_bytes_each_time():
     drawn = [next(study_curves("sizes", sizes(curves=["purity"]))) for _ in range(2)]
     assert drawn[0] == drawn[1]
     assert drawn[0].svg.startswith(b"<?xml")
+
+
+GROUPS = {
+    "instdisc_softmax": ["instdisc-param-vs-nonparam", "instdisc-nce-m"],
+    "recipe_full_or_crops": ["nnclr-aug", "nnclr-abstract"],  # several claims name each
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_study_shows_each_published_number_of_its_claims_once_as_the_file_has_it(name):
+    with (ROOT / "bench" / "papers" / "published.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    table = published_table(name, published_beside(load(), name))
+    assert table.name == f"study_{name}_published"
+    assert table.data == [row for group in GROUPS[name] for row in rows if row["group"] == group]
+    for row, data in zip(table.rows, table.data, strict=True):
+        shown = dict(zip(table.columns, row, strict=True))
+        assert shown["Published"].startswith(data["method"])
+        assert shown["Value"].startswith(data["value"])
+        assert shown["Value"].endswith("†") == (shown["Certainty"] == "recalled") == (data["certainty"] == "recalled")
+        assert (shown["Images"], shown["Metric"]) == (data["data"], data["metric"])
+        assert shown["Place"] == f"{data['paper']}, {data['place']}"
+    assert table.caption.endswith("† not checked against the paper; no verdict rests on it.")
+
+
+def test_published_numbers_stand_under_the_studys_own_table_and_nowhere_without_a_claim(tmp_path):
+    render(reported(instdisc_softmax=sizes(), sizes=sizes()), tmp_path)
+    page = (tmp_path / "index.md").read_text()
+    places = ["tables/study_instdisc_softmax.csv", "tables/study_instdisc_softmax_published.csv"]
+    places += ["figures/study_instdisc_softmax.svg", "tables/study_sizes.csv"]
+    assert [page.index(f"({place})") for place in places] == sorted(page.index(f"({place})") for place in places)
+    assert [path.name for path in (tmp_path / "tables").glob("*_published.md")] == [
+        "study_instdisc_softmax_published.md"
+    ]
 
 
 def test_a_curve_that_no_history_has_is_refused_by_study_and_name_and_leaves_the_report_that_was_there(tmp_path):
