@@ -26,6 +26,7 @@ from bench.exhibits.pictures import recipe_gallery, retrieval
 from bench.exhibits.protocol_table import protocol_table
 from bench.exhibits.study import published_table, study_figure, study_table
 from bench.exhibits.tuning_table import tuning_table
+from bench.exhibits.variance import variance_figure, variance_table, varies_sources
 from bench.files import read_json, write_bytes, write_json, write_text
 from bench.params import TUNING
 
@@ -198,7 +199,7 @@ def render(records: Records, folder: Path) -> None:
     main = main_table(frame, numbers)
     lines = judge(numbers) if numbers["judged"] else []
     papers = load() if numbers["studies"] else {}
-    studies = [(f"Study: {name}", _of_study(name, study, papers)) for name, study in numbers["studies"].items()]
+    studies = [(f"Study: {name}", _of_study(name, numbers, papers)) for name in numbers["studies"]]
     sections: Sections = [
         ("Methods and protocols", [main, paired_table(frame, numbers)]),
         ("Protocols", [protocol_table(frame, numbers, protocol) for protocol in numbers["protocols"]]),
@@ -221,11 +222,15 @@ def render(records: Records, folder: Path) -> None:
     write_text(folder / "index.md", _index(numbers, sections))
 
 
-def _of_study(name: str, study: dict[str, Any], papers: Mapping[str, Paper]) -> list[Table | Figure | None]:
+def _of_study(name: str, numbers: dict[str, Any], papers: Mapping[str, Paper]) -> list[Table | Figure | None]:
+    study = numbers["studies"][name]
+    told: list[Table | Figure] = [study_figure(name, study)]
+    if varies_sources(study):  # an axis of seeds would tell nothing
+        told = [variance_table(name, study, numbers), variance_figure(name, study, numbers)]
     return [
         study_table(name, study),
         published_table(name, published_beside(papers, name)),
-        study_figure(name, study),
+        *told,
         *study_curves(name, study),
     ]
 
