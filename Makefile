@@ -28,6 +28,7 @@ repro: setup  ## compute what is missing, then render the reports (PROFILE=profi
 
 full:  ## every study at five seeds, and a verdict on the papers' claims (profiles/full)
 	@$(MAKE) --no-print-directory repro PROFILE=profiles/full
+	@cd profiles/full && python -m bench claims --readme
 
 report: setup  ## render the reports again from the committed records
 	@cd $(PROFILE) && python -m bench render

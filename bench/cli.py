@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.commands import add_commands
 from bench.errors import BenchError
@@ -88,7 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("cell", help="its key, or the first letters of it")
     report = add("report", _report, "render reports from the records of the pipeline")
     report.add_argument("--partial", action="store_true", help=f"render what is there into {PARTIAL}/")
-    add("claims", _claims, "print the ledger: a verdict on every claim of the papers, from the committed records")
+    claims = add(
+        "claims", _claims, "print the ledger: a verdict on every claim of the papers, from the committed records"
+    )
+    claims.add_argument("--readme", action="store_true", help="write its counts into README.md instead")
     render = add("render", _render, "render the committed records again")
     render.add_argument("--to", type=Path, default=REPORTS, help="where (default: reports/)")
     probe = add("probe", _probe, "compare this machine's numerics with the committed ones")
@@ -209,7 +212,25 @@ def _claims(options: argparse.Namespace) -> None:
     from bench.claims.show import as_text
     from bench.report import Records, judge
 
-    print(as_text(judge(Records.read(REPORTS).numbers)), end="")
+    numbers = Records.read(REPORTS).numbers
+    if options.readme:
+        _write_counts(numbers)
+    else:
+        print(as_text(judge(numbers)), end="")
+
+
+def _write_counts(numbers: dict[str, Any]) -> None:
+    from bench.claims.paper import ClaimsError
+    from bench.claims.show import into_readme
+    from bench.files import write_text
+    from bench.registry import ROOT
+    from bench.report import judge
+
+    if not numbers["judged"]:
+        raise ClaimsError("these records judge no study, so that README.md is left; run it in profiles/full")
+    ledger = os.path.relpath(REPORTS / "tables" / "claims.md", ROOT)
+    readme = ROOT / "README.md"
+    write_text(readme, into_readme(readme.read_text(encoding="utf-8"), judge(numbers), ledger))
 
 
 def _render(options: argparse.Namespace) -> None:

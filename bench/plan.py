@@ -129,7 +129,7 @@ def report_plan(plan: Plan, params: Params) -> dict[str, Any]:
         "protocols": list(params.evaluations),
         "recipes": {name: params.training_of(name).recipe for name in params.methods},
         "judged": params.judged,
-        "papers": _papers() if params.judged else None,
+        "papers": _papers() if params.judged or params.studies else None,
         "cells": brief(main),
         "studies": {
             name: {
@@ -146,7 +146,7 @@ def report_plan(plan: Plan, params: Params) -> dict[str, Any]:
 
 
 def _papers() -> str:
-    """A hash of the claims and the published numbers, which are no code."""
+    """A hash of the claims and the published numbers, which are no code: verdicts and studies show them."""
     files = sorted((ROOT / "bench" / "papers").iterdir())
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
 

@@ -39,9 +39,18 @@ class Published:
         return dagger(self.certainty)
 
     def __str__(self) -> str:
-        who = ", ".join(part for part in (self.method, self.setting) if part)
+        return f"{self.who}, {self.data}: {self.metric} {self.shown}"
+
+    @property
+    def who(self) -> str:
+        """Method and setting, as the paper names them."""
+        return ", ".join(part for part in (self.method, self.setting) if part)
+
+    @property
+    def shown(self) -> str:
+        """The value with its unit and, where it was recalled, a dagger."""
         unit = "" if self.unit == "-" else f" {self.unit}"
-        return f"{who}, {self.data}: {self.metric} {self.value}{unit}{self.dagger}"
+        return f"{self.value}{unit}{self.dagger}"
 
 
 def dagger(certainty: str) -> str:

@@ -3,7 +3,7 @@
 import csv
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pandas as pd
 from safetensors.numpy import load_file, save_file
 
 from bench.claims.ledger import Line, ledger
-from bench.claims.paper import load
+from bench.claims.paper import Paper, load, published_beside
 from bench.claims.show import as_table, counts
 from bench.claims.studies import studies_of
 from bench.errors import BenchError
@@ -26,8 +26,9 @@ from bench.exhibits.neighbours import neighbours
 from bench.exhibits.paired_table import paired_table
 from bench.exhibits.pictures import recipe_gallery, retrieval
 from bench.exhibits.protocol_table import protocol_table
-from bench.exhibits.study import study_figure, study_table
+from bench.exhibits.study import published_table, study_figure, study_table
 from bench.exhibits.tuning_table import tuning_table
+from bench.exhibits.variance import variance_figure, variance_table, varies_sources
 from bench.files import read_json, write_bytes, write_json, write_text
 from bench.params import TUNING
 
@@ -214,10 +215,8 @@ def render(records: Records, folder: Path) -> None:
     frame = metrics_frame(numbers)
     main = main_table(frame, numbers)
     lines = judge(numbers) if numbers["judged"] else []
-    studies: list[tuple[str, list[Table | Figure]]] = [
-        (f"Study: {name}", [study_table(name, study), study_figure(name, study), *study_curves(name, study)])
-        for name, study in numbers["studies"].items()
-    ]
+    papers = load() if numbers["studies"] else {}
+    studies = [(f"Study: {name}", _of_study(name, numbers, papers)) for name in numbers["studies"]]
     sections: Sections = [
         ("Methods and protocols", [main, paired_table(frame, numbers, records.group("correct"))]),
         ("Protocols", [protocol_table(frame, numbers, protocol) for protocol in numbers["protocols"]]),
@@ -239,6 +238,19 @@ def render(records: Records, folder: Path) -> None:
     write_json(folder / "plots" / "loss.json", _loss_rows(numbers))
     write_json(folder / "plots" / "accuracy.json", _accuracy_rows(main.data))
     write_text(folder / "index.md", _index(numbers, sections))
+
+
+def _of_study(name: str, numbers: dict[str, Any], papers: Mapping[str, Paper]) -> list[Table | Figure | None]:
+    study = numbers["studies"][name]
+    told: list[Table | Figure] = [study_figure(name, study)]
+    if varies_sources(study):  # an axis of seeds would tell nothing
+        told = [variance_table(name, study, numbers), variance_figure(name, study, numbers)]
+    return [
+        study_table(name, study),
+        published_table(name, published_beside(papers, name)),
+        *told,
+        *study_curves(name, study),
+    ]
 
 
 def _write(exhibit: Table | Figure, folder: Path) -> None:

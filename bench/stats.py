@@ -33,6 +33,16 @@ class Interval:
         return self.mean + (self.half or 0.0)
 
 
+@dataclass(frozen=True)
+class Spread:
+    """A standard deviation of so many degrees of freedom, and the ends of its interval."""
+
+    deviation: float
+    low: float
+    high: float
+    freedom: int
+
+
 class Trend(NamedTuple):
     """A trend test's statistic and its one-sided p: how often chance alone rises as much."""
 
@@ -60,6 +70,35 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
 
     half = t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n)
     return Interval(mean, float(half), n)
+
+
+def spread(groups: Sequence[Sequence[float]], level: float = LEVEL) -> Spread | None:
+    """Standard deviation within groups and its chi-square interval.
+
+    The groups share one variance and differ in their means. With s^2 the sum of squares about them over its f degrees
+    of freedom, f s^2 / sigma^2 is chi-square of f for normal values (Helmert, Z. Math. Phys. 21, 1876), which gives
+    the interval; it is wide where f is small, and not robust to other distributions.
+
+    Args:
+        groups: values that differ by what is measured alone; a group of one tells nothing of the spread.
+        level: the interval's coverage.
+
+    Returns:
+        in the unit of the values; None where no group has two.
+
+    Raises:
+        ValueError: a value that is not finite.
+    """
+    if not all(math.isfinite(value) for group in groups for value in group):
+        raise ValueError(f"a spread wants finite values, not {[list(group) for group in groups]}")
+    freedom = sum(len(group) - 1 for group in groups if len(group))
+    if not freedom:
+        return None
+    from scipy.stats import chi2
+
+    squares = sum(float(((np.asarray(group) - np.mean(group)) ** 2).sum()) for group in groups if len(group))
+    ends = [math.sqrt(squares / float(chi2.ppf((1 + sign * level) / 2, freedom))) for sign in (1, -1)]
+    return Spread(math.sqrt(squares / freedom), ends[0], ends[1], freedom)
 
 
 def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:

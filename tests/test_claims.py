@@ -1,9 +1,12 @@
 """Claims: what their predicates conclude and how often falsely, what files are refused, what the ledger says."""
 
+import csv
 import itertools
+import json
 import math
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +16,11 @@ from scipy import stats
 
 from bench.claims.check import check, check_plan, planned_metrics
 from bench.claims.evidence import Comparison, at_least, every, single, some
-from bench.claims.ledger import ledger
+from bench.claims.ledger import VERDICTS, Line, ledger
 from bench.claims.paper import MOST_PRIMARY, ClaimsError, load, out_of_scope
 from bench.claims.predicates import AnyPredicate, UntestableError
 from bench.claims.quantities import Quantity, measure
-from bench.claims.show import as_table, as_text, counts, summary
+from bench.claims.show import BEGIN, END, as_table, as_text, counts, into_readme, summary
 from bench.claims.studies import known_metrics, studies_of
 from bench.published import PublishedError, of_groups, published
 from bench.stats import holm, t_interval
@@ -604,6 +607,40 @@ def test_counts_and_text_and_table_say_the_same(tmp_path):
     assert table.data[0].keys() == asdict(lines[0]).keys()
     assert table.csv().count("\n") == 4
     assert table.latex()
+
+
+ROOT = Path(__file__).resolve().parents[1]
+REPORTS = ROOT / "profiles" / "full" / "reports"
+LEDGER = "profiles/full/reports/tables/claims.md"
+
+
+def test_the_readme_says_what_the_committed_ledger_says():
+    with (REPORTS / "tables" / "claims.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = [Line(row["claim"], row["paper"], row["statement"], row["place"], (), row["verdict"]) for row in rows]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text == into_readme(text, lines, LEDGER), "write it anew: in profiles/full, python -m bench claims --readme"
+    table = [line.strip("| ").split(" | ") for line in text[text.index(BEGIN) : text.index(END)].splitlines()]
+    shown = {paper: list(map(int, numbers)) for paper, *numbers in table if numbers and numbers[-1].isdigit()}
+    told = json.loads((REPORTS / "metrics.json").read_text(encoding="utf-8"))["claims"]
+    assert shown.pop("all") == [told[verdict] for verdict in VERDICTS]
+    found = Counter((row["paper"], row["verdict"]) for row in rows)
+    assert shown == {row["paper"]: [found[row["paper"], verdict] for verdict in VERDICTS] for row in rows}
+
+
+def test_only_what_is_between_the_markers_is_written(tmp_path):
+    lines = lines_of(tmp_path, claim(), claim("two", margin=0.2))
+    before, after = f"# Title\n\n{BEGIN}\n", f"{END}\n\nThe rest.\n"
+    written = into_readme(f"{before}of another time\n{after}", lines, "there.md")
+    assert written.startswith(before)
+    assert written.endswith(after)
+    assert "of another time" not in written
+    assert "| all | 1 | 0 | 1 | 0 |\n" in written
+    assert "(there.md)" in written
+    assert into_readme(written, lines, "there.md") == written
+    for lacking in (f"{before}", f"{after}", f"{after}{before}", ""):
+        with pytest.raises(ClaimsError, match=r"README\.md: wants a line <!-- ledger --> and, below it"):
+            into_readme(lacking, lines, "there.md")
 
 
 def test_an_empty_ledger_is_shown():

@@ -1,22 +1,26 @@
 """Reports: the same records give the same bytes, and the committed ones are those of the committed records."""
 
+import csv
 import os
 import re
 import subprocess
 import sys
 from itertools import combinations
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, variance
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from bench.claims.paper import load, published_beside
 from bench.exhibits.base import Table
 from bench.exhibits.curves import UnknownCurveError, study_curves
 from bench.exhibits.growth import growth_figure, growth_table, point
 from bench.exhibits.paired_table import paired_table
+from bench.exhibits.study import published_table
 from bench.exhibits.tuning_table import best_of, tuning_table
+from bench.exhibits.variance import variance_figure, variance_table, varies_sources
 from bench.report import GROWTH, Records, read_beside, render
 from bench.stats import hierarchical_difference
 from bench.yaml12 import parse
@@ -222,6 +226,119 @@ def test_curves_are_the_same_bytes_each_time():
     drawn = [next(study_curves("sizes", sizes(curves=["purity"]))) for _ in range(2)]
     assert drawn[0] == drawn[1]
     assert drawn[0].svg.startswith(b"<?xml")
+
+
+GROUPS = {
+    "instdisc_softmax": ["instdisc-param-vs-nonparam", "instdisc-nce-m"],
+    "recipe_full_or_crops": ["nnclr-aug", "nnclr-abstract"],  # several claims name each
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_study_shows_each_published_number_of_its_claims_once_as_the_file_has_it(name):
+    with (ROOT / "bench" / "papers" / "published.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    table = published_table(name, published_beside(load(), name))
+    assert table.name == f"study_{name}_published"
+    assert table.data == [row for group in GROUPS[name] for row in rows if row["group"] == group]
+    for row, data in zip(table.rows, table.data, strict=True):
+        shown = dict(zip(table.columns, row, strict=True))
+        assert shown["Published"].startswith(data["method"])
+        assert shown["Value"].startswith(data["value"])
+        assert shown["Value"].endswith("†") == (shown["Certainty"] == "recalled") == (data["certainty"] == "recalled")
+        assert (shown["Images"], shown["Metric"]) == (data["data"], data["metric"])
+        assert shown["Place"] == f"{data['paper']}, {data['place']}"
+    assert table.caption.endswith("† not checked against the paper; no verdict rests on it.")
+
+
+SOURCES = ("weights", "order")
+EFFECTS = {"weights": [0.0, 0.01, 0.05, -0.02], "order": [0.0, 0.001, -0.003, 0.002]}
+
+
+def drawn(scores, **levels):
+    """A point that sets these sources and leaves the others to the cells' seeds; a score for each seed."""
+    return {f"defaults.sources.{source}": levels.get(source) for source in SOURCES}, cells(scores)
+
+
+def additive(weights, order):
+    """A score to which either source adds what is its own."""
+    return 0.8 + EFFECTS["weights"][weights] + EFFECTS["order"][order]
+
+
+def one_at_a_time(**given):
+    """Each source's seeds 1 to 3, the other's 0; and the point that sets none."""
+    points = [drawn([additive(0, 0)])]
+    points += [drawn([additive(w, 0)], weights=w) for w in (1, 2, 3)]
+    points += [drawn([additive(0, o)], order=o) for o in (1, 2, 3)]
+    return study(points, **given)
+
+
+def gathered(study, scores=()):
+    numbers = reported(sources=study).numbers
+    return numbers | {"evaluations": cells(scores)["evaluations"] + cells([0.1, 0.9], method="simclr")["evaluations"]}
+
+
+def test_variance_by_source_is_of_cells_that_differ_by_that_source_alone_and_shares_their_sum():
+    found = one_at_a_time()
+    table = variance_table("sources", found, gathered(found, [0.7, 0.8, 0.9]))
+    by_hand = {source: variance(effects) for source, effects in EFFECTS.items()}
+    rows = {row["source"]: row for row in table.data}
+    assert list(rows) == [*SOURCES, "all together"]
+    for source, expected in by_hand.items():
+        assert rows[source]["deviation"] ** 2 == pytest.approx(expected, rel=1e-3)  # six decimals are kept
+        assert rows[source]["share"] == pytest.approx(expected / sum(by_hand.values()), abs=1e-6)
+    assert rows["all together"]["deviation"] == pytest.approx(0.1)  # the main table's seeds of this method alone
+    assert rows["all together"]["share"] == pytest.approx(0.01 / sum(by_hand.values()), abs=1e-6)
+    assert [row[:2] for row in table.rows] == [["weights", "3"], ["order", "3"], ["all together", "2"]]
+    assert table.columns == ["Varied", "df", "knn", "knn share"]
+    assert re.fullmatch(r"2\.94 \[1\.67, 10\.98\]", table.rows[0][2])
+
+
+def test_variance_by_source_holds_the_other_sources_and_the_seed():
+    grid = [drawn([additive(w, o), 0.3 + additive(w, o)], weights=w, order=o) for w in range(4) for o in range(4)]
+    table = variance_table("sources", study(grid), gathered(study(grid)))
+    for row in table.data:
+        assert row["deviation"] ** 2 == pytest.approx(variance(EFFECTS[row["source"]]), rel=1e-3)
+        assert row["freedom"] == 2 * 4 * 3
+    assert table.rows[-1] == ["all together", "–", "–", "–"]
+
+
+def test_a_setting_that_two_points_stand_for_counts_once():
+    again = one_at_a_time()
+    again["points"].append({"levels": drawn([], weights=0)[0], **cells([additive(0, 0)])})  # seed 0's own weights
+    tables = [variance_table("sources", x, gathered(x)) for x in (one_at_a_time(), again)]
+    assert tables[0].data == tables[1].data
+
+
+@pytest.mark.parametrize("given", [{"data": "scenes"}, {"fixed": {"defaults.epochs": 3}}], ids=str)
+def test_all_together_is_never_of_cells_that_train_otherwise(given):
+    found = study([drawn([0.5, 0.6, 0.7]), drawn([0.5], weights=7), drawn([0.6], order=7)], **given)
+    told = variance_table("sources", found, gathered(found, [0.1, 0.9])).data[-1]
+    assert (told["source"], told["deviation"], told["freedom"]) == ("all together", pytest.approx(0.1), 2)
+
+
+def test_a_study_of_sources_has_variances_for_a_figure_and_others_have_not(tmp_path):
+    found = one_at_a_time()
+    assert varies_sources(found)
+    assert not varies_sources(sizes())
+    assert not varies_sources(study([({**drawn([])[0], "defaults.epochs": 3}, cells([0.5]))]))
+    first, second = (variance_figure("sources", found, gathered(found, [0.7, 0.8])) for _ in range(2))
+    assert first == second
+    render(reported(sources=found, sizes=sizes()), tmp_path)
+    drawn_files = {path.stem for path in (tmp_path / "figures").glob("study_*")}
+    assert drawn_files == {"study_sources_variance", "study_sizes"}
+    assert (tmp_path / "tables" / "study_sources_variance.csv").is_file()
+
+
+def test_published_numbers_stand_under_the_studys_own_table_and_nowhere_without_a_claim(tmp_path):
+    render(reported(instdisc_softmax=sizes(), sizes=sizes()), tmp_path)
+    page = (tmp_path / "index.md").read_text()
+    places = ["tables/study_instdisc_softmax.csv", "tables/study_instdisc_softmax_published.csv"]
+    places += ["figures/study_instdisc_softmax.svg", "tables/study_sizes.csv"]
+    assert [page.index(f"({place})") for place in places] == sorted(page.index(f"({place})") for place in places)
+    assert [path.name for path in (tmp_path / "tables").glob("*_published.md")] == [
+        "study_instdisc_softmax_published.md"
+    ]
 
 
 def test_a_curve_that_no_history_has_is_refused_by_study_and_name_and_leaves_the_report_that_was_there(tmp_path):

@@ -17,6 +17,7 @@ from bench.stats import (
     page_l,
     paired,
     paired_difference,
+    spread,
     t_interval,
     tost,
 )
@@ -91,6 +92,73 @@ def test_a_p_value_equals_scipys(n, bound):
 def test_values_without_spread_are_sure():
     assert p_above([0.2] * 5, 0.1) == 0.0
     assert p_above([0.2] * 5, 0.2) == p_above([0.2] * 5, 0.3) == 1.0
+
+
+GROUPS = {
+    "one": [[0.91, 0.93, 0.90]],
+    "of_equal_size": [[1.0, 2.0], [11.0, 15.0], [-3.0, -3.5]],
+    "of_other_sizes_and_some_that_tell_nothing": [[0.1, 0.4, 0.2, 0.9], [5.0], [], [7.0, 7.5, 7.1]],
+}
+
+
+def naive_spread(groups, level):
+    """Pooled variance by loops; the chi-square quantile by bisection of its density's sum."""
+    squares, freedom = 0.0, 0
+    for group in groups:
+        for value in group:
+            squares += (value - sum(group) / len(group)) ** 2
+        freedom += max(0, len(group) - 1)
+
+    def below(x):
+        steps = 20_000
+        middles = ((i + 0.5) * x / steps for i in range(steps))
+        density = sum(y ** (freedom / 2 - 1) * math.exp(-y / 2) for y in middles) * x / steps
+        return density / (2 ** (freedom / 2) * math.gamma(freedom / 2))
+
+    def quantile(p):
+        low, high = 0.0, 100.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if below(middle) < p else (low, middle)
+        return low
+
+    ends = [math.sqrt(squares / quantile(p)) for p in ((1 + level) / 2, (1 - level) / 2)]
+    return math.sqrt(squares / freedom), *ends, freedom
+
+
+@pytest.mark.parametrize("level", [0.5, 0.95])
+@pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS)
+def test_a_spread_equals_a_naive_one(groups, level):
+    found = spread(groups, level)
+    # the naive one's sum of a density is right to five digits
+    assert (found.deviation, found.low, found.high, found.freedom) == pytest.approx(
+        naive_spread(groups, level), rel=1e-4
+    )
+
+
+def test_a_spread_of_two_degrees_of_freedom_has_a_closed_form():
+    # chi-square of 2 is exponential of mean 2: its quantile at p is -2 ln(1 - p)
+    found = spread([[1.0, 2.0, 3.0]])
+    ends = [math.sqrt(2.0 / (-2 * math.log(1 - p))) for p in (0.975, 0.025)]
+    assert (found.deviation, found.low, found.high, found.freedom) == pytest.approx((1.0, *ends, 2), rel=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [(5,), (3, 3), (2, 4, 1, 3)], ids=str)
+def test_a_spread_covers_the_deviation_as_often_as_it_says_whatever_the_groups_means(sizes):
+    generator = np.random.default_rng(1)
+    draws = [[generator.normal(i, 2.0, n).tolist() for i, n in enumerate(sizes)] for _ in range(2_000)]
+    found = [spread(groups) for groups in draws]
+    covered = np.mean([one.low <= 2.0 <= one.high for one in found])
+    assert covered == pytest.approx(0.95, abs=0.025)  # five standard errors: sqrt(.95 * .05 / 2000)
+    assert np.mean([one.deviation**2 for one in found]) == pytest.approx(4.0, rel=0.1)  # s^2 has no bias
+
+
+def test_values_that_are_equal_have_no_spread_and_lone_ones_tell_none():
+    found = spread([[0.5, 0.5], [0.7, 0.7]])
+    assert (found.deviation, found.low, found.high, found.freedom) == (0.0, 0.0, 0.0, 2)
+    assert spread([[0.5], [], [0.9]]) is spread([]) is None
+    with pytest.raises(ValueError, match=r"a spread wants finite values, not \[\[0.5, nan\]\]"):
+        spread([[0.5, math.nan]])
 
 
 @pytest.mark.parametrize("values", [[], [1.0], [1.0, math.nan], [1.0, math.inf]], ids=str)

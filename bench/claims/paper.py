@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from bench.claims.predicates import AnyPredicate
 from bench.claims.quantities import Quantity
 from bench.errors import BenchError
-from bench.published import PAPERS, published
+from bench.published import PAPERS, Published, of_groups, published
 from bench.refusals import refusals
 from bench.registry import nearest_hint
 from bench.strict import Strict
@@ -118,6 +118,12 @@ def load(folder: Path = PAPERS) -> dict[str, Paper]:
     if lines:
         raise ClaimsError("\n".join(lines))
     return found
+
+
+def published_beside(papers: Mapping[str, Paper], study: str) -> list[Published]:
+    """What the claims that name a study want shown beside it, each row once."""
+    claims = (claim for paper in papers.values() for claim in paper.claims if claim.study == study)
+    return of_groups(dict.fromkeys(group for claim in claims for group in claim.published))
 
 
 def out_of_scope(folder: Path = PAPERS) -> dict[str, str]:

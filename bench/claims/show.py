@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from bench.claims.ledger import VERDICTS, Line
+from bench.claims.paper import ClaimsError
 from bench.exhibits.base import Table
 from bench.published import UNCHECKED
 from bench.stats import LEVEL
 
 SYMBOLS = {"reproduced": "●", "contradicted": "✕", "inconclusive": "◐", "not testable here": "○"}
+BEGIN, END = "<!-- ledger -->", "<!-- /ledger -->"  # in README.md, around what is generated
 COLUMNS = ["Claim", "Place", "Verdict", "Estimate [interval]", "Margin", "n", "Detectable", "p", "Holm p"]
 
 
@@ -22,6 +24,35 @@ def counts(lines: Sequence[Line]) -> dict[str, int]:
 def summary(lines: Sequence[Line]) -> str:
     """'12 reproduced, 3 contradicted, ...'."""
     return ", ".join(f"{n} {verdict}" for verdict, n in counts(lines).items())
+
+
+def by_paper(lines: Sequence[Line]) -> Table:
+    """How many claims of each paper have each verdict, and of all together."""
+    papers = {paper: [line for line in lines if line.paper == paper] for paper in dict.fromkeys(x.paper for x in lines)}
+    found = [(paper, counts(own)) for paper, own in [*papers.items(), ("all", lines)]]
+    rows = [[paper, *(str(numbers[verdict]) for verdict in VERDICTS)] for paper, numbers in found]
+    heads = [f"{SYMBOLS[verdict]} {verdict}" for verdict in VERDICTS]
+    data = [{"paper": paper, **numbers} for paper, numbers in found]
+    return Table("verdicts", "Claims by verdict:", ["Paper", *heads], rows, data)
+
+
+def into_readme(text: str, lines: Sequence[Line], ledger: str) -> str:
+    """A README with the ledger's counts between its markers.
+
+    Args:
+        text: of the README.
+        lines: the ledger.
+        ledger: where all of it stands, as a link from the README.
+
+    Raises:
+        ClaimsError: there are no markers.
+    """
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise ClaimsError(f"README.md: wants a line {BEGIN} and, below it, a line {END}; the counts go between them")
+    link = f"Every claim, with what was measured: [the ledger]({ledger})."
+    return f"{head}{begin}\n\n{by_paper(lines).markdown()}\n{link}\n\n{end}{tail}"
 
 
 def as_text(lines: Sequence[Line]) -> str:

@@ -1,8 +1,11 @@
 """A study's table and figure: what each point gives, with an interval and every seed."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from bench.exhibits.base import DECIMALS, Figure, Table, display, drawing, finish, look, percent
+from bench.published import UNCHECKED, Published
 from bench.settings import METHOD
 from bench.stats import t_interval
 
@@ -35,6 +38,23 @@ def study_table(name: str, study: dict[str, Any]) -> Table:
         f"95 % Student t interval over n seeds.{remarks(study)}"
     )
     return Table(f"study_{name}", caption, columns, rows, data)
+
+
+def published_table(name: str, rows: Sequence[Published]) -> Table | None:
+    """What the papers published of the same question, a number a row; None where that is nothing.
+
+    A row's level is as its paper names it: at other images, encoders and lengths of training it is no level of ours.
+    """
+    if not rows:
+        return None
+    shown = [[row.who, row.data, row.metric, row.shown, f"{row.paper}, {row.place}", row.certainty] for row in rows]
+    caption = (
+        "What was published of it, at the papers' own images, encoders and lengths of training, so that levels are to "
+        "be compared with each other and not with ours. Certainty: noted (in notes on the paper), repository (in a "
+        f"public repository or page), recalled. {UNCHECKED}."
+    )
+    columns = ["Published", "Images", "Metric", "Value", "Place", "Certainty"]
+    return Table(f"study_{name}_published", caption, columns, shown, [asdict(row) for row in rows])
 
 
 def study_figure(name: str, study: dict[str, Any]) -> Figure:
