@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file, save_file
 
+from bench.claims.check import judged
 from bench.claims.ledger import Line, ledger
 from bench.claims.paper import Paper, load, published_beside
 from bench.claims.show import as_table, counts
@@ -205,8 +206,9 @@ def _name(cell: dict[str, Any]) -> str:
 
 def judge(numbers: dict[str, Any]) -> list[Line]:
     """The ledger: a verdict on every claim of the papers, from the studies that this profile judges."""
-    studies = {name: study for name, study in studies_of(numbers).items() if name in numbers["judged"]}
-    return ledger(load(), studies)
+    papers = load()
+    chosen = {claim.study for paper in judged(papers, numbers["judged"]).values() for claim in paper.claims}
+    return ledger(papers, {name: study for name, study in studies_of(numbers).items() if name in chosen})
 
 
 def render(records: Records, folder: Path) -> None:
@@ -233,8 +235,8 @@ def render(records: Records, folder: Path) -> None:
     for exhibit in shown:
         _write(exhibit, folder)
     records.save(folder)
-    judged = {"claims": counts(lines)} if lines else {}
-    write_json(folder / "metrics.json", _headline(main.data, numbers) | judged)
+    verdicts = {"claims": counts(lines)} if lines else {}
+    write_json(folder / "metrics.json", _headline(main.data, numbers) | verdicts)
     write_json(folder / "plots" / "loss.json", _loss_rows(numbers))
     write_json(folder / "plots" / "accuracy.json", _accuracy_rows(main.data))
     write_text(folder / "index.md", _index(numbers, sections))

@@ -382,7 +382,9 @@ class Params(Strict):
     checkpoints: dict[str, Checkpoint]
     evaluations: Annotated[dict[str, dict[str, Any]], MinLen(1)]
     studies: dict[str, Study]
-    judged: list[str] = Field(default_factory=list)  # studies whose claims get a verdict; `main` is the main table
+    judged: list[str] = Field(
+        default_factory=list
+    )  # studies, or single claims, that get a verdict; `main` is the main table
     tuning: Tuning
     cluster: Cluster
 

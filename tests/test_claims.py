@@ -791,8 +791,20 @@ def test_a_plan_is_checked_whole(tmp_path):
     ]
     papers = load(write(tmp_path, claim(), main))
     check_plan(papers, plan | {"judged": []})  # what is not judged here is not checked here
-    with pytest.raises(ClaimsError, match="judged: unknown study 'sizs'; did you mean 'sizes'"):
+    with pytest.raises(ClaimsError, match="judged: unknown study or claim 'sizs'; did you mean 'sizes'"):
         check_plan(papers, plan | {"judged": ["sizs"]})
+
+
+def test_a_single_claim_may_be_judged_and_others_of_its_study_need_not_fit(tmp_path):
+    points = [{"levels": p["levels"], "cells": p["evaluations"]} for p in sizes()["points"]]
+    plan = {"protocols": ["linear"], "cells": [], "studies": {"sizes": {"protocols": ["linear"], "points": points}}}
+    absent = {"metric": "linear.top1", "levels": {"a": {"take": {"support_size": 7}}}}
+    other = claim("other", quantity=absent, predicate={"name": "greater", "left": "a", "right": 0.1})
+    papers = load(write(tmp_path, claim(), other))
+    check_plan(papers, plan | {"judged": ["one"]})
+    for names in (["sizes"], ["one", "other"]):
+        with pytest.raises(ClaimsError, match="claim 'other': level 'a': no point of study 'sizes' has support_size 7"):
+            check_plan(papers, plan | {"judged": names})
 
 
 # One claim for every kind of study that the papers have: the format must hold them.

@@ -382,3 +382,20 @@ def test_a_full_disk_is_told_in_one_line_with_the_store():
         told = command.stderr.read().decode()
     assert told.startswith("error: No space left on device; make room (the store is ")
     assert "Traceback" not in told
+
+
+def test_the_page_of_findings_names_every_claim_that_is_not_reproduced_with_the_ledgers_numbers():
+    def rows(path):
+        lines = (
+            line.strip().strip("|").split(" | ") for line in path.read_text().splitlines() if line.startswith("| ")
+        )
+        return [[cell.strip() for cell in line] for line in lines]
+
+    ledger = {
+        claim.partition(":")[0].rstrip("*"): (verdict.split(" ", 1)[1].partition(":")[0], estimate)
+        for claim, _, verdict, estimate, *_ in rows(ROOT / "profiles/full/reports/tables/claims.md")[2:]
+    }
+    discussed = {row[0]: (row[1], row[2]) for row in rows(ROOT / "docs/findings.md") if row[0] in ledger}
+    wanted = {name: line for name, line in ledger.items() if line[0] in ("contradicted", "inconclusive")}
+    assert wanted
+    assert discussed == wanted

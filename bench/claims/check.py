@@ -43,10 +43,11 @@ def check_plan(papers: Mapping[str, Paper], plan: Mapping[str, Any]) -> None:
 
     Args:
         papers: as `load` gives them.
-        plan: as `bench.plan.report_plan` gives it; its `judged` names studies.
+        plan: as `bench.plan.report_plan` gives it; its `judged` names studies, or single claims of one that has fewer
+            levels here than its other claims want.
 
     Raises:
-        ClaimsError: as `check`, or there is no such study.
+        ClaimsError: as `check`, or there is no such study or claim.
     """
     main = {"protocols": plan["protocols"], "points": [{"levels": {}, "cells": plan["cells"]}]}
     studies = {**plan["studies"], MAIN: main}
@@ -54,17 +55,18 @@ def check_plan(papers: Mapping[str, Paper], plan: Mapping[str, Any]) -> None:
         name: min(len({cell["seed"] for cell in point["cells"]}) for point in study["points"])
         for name, study in studies.items()
     }
+    allowed = {**studies, **{claim.id: claim for paper in papers.values() for claim in paper.claims}}
     for name in plan["judged"]:
-        if name not in studies:
-            raise ClaimsError(f"params.yaml: judged: unknown study '{name}'; {nearest_hint(name, studies)}")
+        if name not in allowed:
+            raise ClaimsError(f"params.yaml: judged: unknown study or claim '{name}'; {nearest_hint(name, allowed)}")
     known = {name: planned_metrics(study) for name, study in studies.items()}
     check(judged(papers, plan["judged"]), known, seeds, studies)
 
 
-def judged(papers: Mapping[str, Paper], studies: Collection[str]) -> dict[str, Paper]:
-    """The papers with their claims on some studies alone."""
+def judged(papers: Mapping[str, Paper], names: Collection[str]) -> dict[str, Paper]:
+    """The papers with some claims alone: those named, and all on the studies named."""
     return {
-        name: paper.model_copy(update={"claims": [claim for claim in paper.claims if claim.study in studies]})
+        name: paper.model_copy(update={"claims": [c for c in paper.claims if c.study in names or c.id in names]})
         for name, paper in papers.items()
     }
 

@@ -12,6 +12,7 @@ from bench.stats import LEVEL
 
 SYMBOLS = {"reproduced": "●", "contradicted": "✕", "inconclusive": "◐", "not testable here": "○"}
 BEGIN, END = "<!-- ledger -->", "<!-- /ledger -->"  # in README.md, around what is generated
+ROUNDING = 1e-15  # of sums of a few accuracies
 COLUMNS = ["Claim", "Place", "Verdict", "Estimate [interval]", "Margin", "n", "Detectable", "p", "Holm p"]
 
 
@@ -90,7 +91,7 @@ def _row(line: Line) -> list[str]:
 def _flat(line: Line) -> dict[str, object]:
     fields = asdict(line)
     joined = {name: " ".join(map(str, fields[name])) for name in ("cells", "seeds")}
-    numbers = {k: float(f"{v:.6g}") for k, v in fields.items() if isinstance(v, float)}
+    numbers = {k: float(_number(v, 6)) for k, v in fields.items() if isinstance(v, float)}
     return {**fields, **numbers, **joined, "published": "; ".join(line.published)}
 
 
@@ -120,4 +121,6 @@ def _interval(line: Line) -> str:
 
 
 def _number(value: float | None, digits: int = 3) -> str:
-    return "" if value is None else f"{value:.{digits}g}"
+    if value is None:
+        return ""
+    return f"{0.0 if abs(value) < ROUNDING else value:.{digits}g}"  # differences that cancel leave a rounding error
