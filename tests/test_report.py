@@ -195,7 +195,7 @@ def study(points, **given):
 
 def reported(**studies):
     """Records of a plan whose main table has no cell, and of its studies."""
-    empty = ("methods", "protocols", "rows", "judged", "missing", "pretraining", "evaluations")
+    empty = ("methods", "protocols", "rows", "judged", "missing", "growth", "pretraining", "evaluations")
     data = {"name": "mnist", "validation": 0.1, "fraction": 1.0}
     numbers = {"data": data, "recipes": {}, "tuning": {"trials": []}, "planned": 0, **{name: [] for name in empty}}
     return Records({**numbers, "studies": studies}, {})
