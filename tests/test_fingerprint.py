@@ -20,7 +20,7 @@ import json, sys
 from pathlib import Path
 from bench import fingerprint, params, plan, registry
 
-settings = params.load(Path("params.yaml")).model_copy(update={"seeds": [0], "studies": {}})  # enough of each kind
+settings = params.load(Path("params.yaml")).model_copy(update={"seeds": [0], "studies": {}, "judged": []})  # enough of each kind
 manifest = {"name": "m", "sha256": "0", "metric": "top1", "channels": 1, "rows": 5000, "test_rows": 1000}
 manifests = dict.fromkeys(settings.datasets, manifest | {"height": 28, "width": 28})
 

@@ -289,7 +289,7 @@ class Mean(Encoder):
 def tuned(images, seed=0, query="test", fractions=(0.1, 0.5), validation=0.25):
     torch.manual_seed(0)
     data = evaluation_data(images, validation, query, "cpu")
-    rates = {"lr": [0.05] * len(fractions), "head_lr": [0.5] * len(fractions), "epochs": 3, "batch": 4}
+    rates = {"draw": 0, "lr": [0.05] * len(fractions), "head_lr": [0.5] * len(fractions), "epochs": 3, "batch": 4}
     rates |= {"momentum": 0.9, "milestones": [2], "factor": 0.2}
     views = {"crop_scale": [0.5, 1.0], "crop_ratio": [1.0, 1.0], "flip": 0.5}
     return data, evaluate(Trained(Mean().eval()), data, seed=seed, fractions=list(fractions), **rates, **views)
