@@ -93,7 +93,7 @@ def _train(chosen: dict, data: object, folder: Path) -> dict[str, int]:
     from bench.pretrain import Trainer
     from benchmarks.steps import Step, batch, build
 
-    plain = {"temperature": 1.0, "normalize": True, "head": "none", "hidden": 1, "dim": 1}
+    plain = {"candidates": "all", "temperature": 1.0, "normalize": True, "head": "none", "hidden": 1, "dim": 1}
     Step(build("simclr", plain, 2), batch(2, 2, 2))()  # what the libraries load on first use is no cell's
     before = begin()
     run = Trainer(chosen, data, Checkpoints(folder), checkpoint_seconds=math.inf, stop=lambda: run.step >= CELL_STEPS)
