@@ -1,6 +1,7 @@
 """Where the variance over seeds comes from: a study whose points set one source of randomness and leave the others.
 
 A path `....sources.NAME` is a source; its level is the seed that it is drawn by, or None where that is the cell's own.
+`evaluations.semisup.draw`, the number of the draw of the labelled rows, is one, too; it is the same for all seeds.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,13 +13,18 @@ from bench.exhibits.study import paths, remarks, short, subject
 from bench.stats import Spread, spread
 
 SOURCE = "*.sources.*"
+LABELS = "evaluations.semisup.draw"
 TOGETHER = "all together"
 Values = Mapping[tuple[int, ...], float]  # of cells, by the seed of each source; the cell's own is the last
 
 
 def varies_sources(study: dict[str, Any]) -> bool:
     """Whether all that a study varies is what sources of randomness are drawn by."""
-    return all(fnmatchcase(path, SOURCE) for path in paths(study))
+    return all(fnmatchcase(path, SOURCE) or path == LABELS for path in paths(study))
+
+
+def _sources(study: dict[str, Any]) -> list[str]:
+    return ["labels" if path == LABELS else short(path) for path in paths(study)]
 
 
 def variance_table(name: str, study: dict[str, Any], gathered: dict[str, Any]) -> Table:
@@ -33,7 +39,7 @@ def variance_table(name: str, study: dict[str, Any], gathered: dict[str, Any]) -
     found = {protocol: spreads(study, gathered, protocol) for protocol in protocols}
     sums = {protocol: _sum(found[protocol]) for protocol in protocols}
     rows, data = [], []
-    for source in [*map(short, paths(study)), TOGETHER]:
+    for source in [*_sources(study), TOGETHER]:
         texts = []
         for protocol in protocols:
             own = found[protocol][source]
@@ -52,8 +58,9 @@ def variance_table(name: str, study: dict[str, Any], gathered: dict[str, Any]) -
     caption = (
         f"Where the variance of {subject(study)} comes from: standard deviation in percentage points [95 % chi-square "
         "interval of so many degrees of freedom, df] as one source is drawn anew and the others stay, and its share of "
-        f"the sum of the sources' variances. {TOGETHER.capitalize()}: over seeds that draw everything anew; its share "
-        f"is near 100 % where sources add up and the study has all of them.{remarks(study)}"
+        f"the sum of the sources' variances. {TOGETHER.capitalize()}: over seeds that draw everything anew but the "
+        "labelled rows; its share is near 100 % where sources add up and the study has all of them."
+        f"{remarks(study)}"
     )
     return Table(f"study_{name}_variance", caption, columns, rows, data)
 
@@ -92,17 +99,21 @@ def _bar(axis: Any, x: int, own: Spread, *, together: bool) -> None:
 
 def spreads(study: dict[str, Any], gathered: dict[str, Any], protocol: str) -> dict[str, Spread | None]:
     """By source, and for all together, the spread of a protocol's headline; None where nothing tells it."""
-    sources = list(map(short, paths(study)))
+    sources = _sources(study)
     values = dict(_values(study, protocol))
     found = {source: spread(_groups(values, i)) for i, source in enumerate(sources)}
     return {**found, TOGETHER: spread([_together(study, gathered, protocol)])}
 
 
 def _values(study: dict[str, Any], protocol: str) -> Iterator[tuple[tuple[int, ...], float]]:
+    """A cell that several points share, as the source is nothing to its protocol, counts once: with the first."""
+    seen: set[str] = set()
     for point in study["points"]:
         for cell in _of(point["evaluations"], protocol):
-            own = (cell["seed"] if level is None else level for level in point["levels"].values())
-            yield (*own, cell["seed"]), _headline(cell)
+            if cell["key"] not in seen:
+                seen.add(cell["key"])
+                own = (cell["seed"] if level is None else level for level in point["levels"].values())
+                yield (*own, cell["seed"]), _headline(cell)
 
 
 def _groups(values: Values, source: int) -> list[list[float]]:
