@@ -9,6 +9,8 @@ from types import FrameType
 from bench.errors import StoppedError
 from bench.say import say
 
+SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+
 
 class Stop:
     """Whether work is to end: says so when it is called, and interrupts what does not run `patiently`."""
@@ -31,7 +33,7 @@ class Stop:
             self.patient = False
 
     def listen(self, grace: float, leave: Callable[[], None]) -> None:
-        """Heed SIGTERM and SIGUSR2; call `leave` where the work has not ended `grace` seconds after the first."""
+        """Heed both signals; call `leave` where the work has not ended `grace` seconds after the first."""
 
         def heard(number: int, frame: FrameType | None) -> None:
             if self.signal is not None:
@@ -44,5 +46,10 @@ class Stop:
             if not self.patient:
                 raise StoppedError("left")
 
-        signal.signal(signal.SIGTERM, heard)
-        signal.signal(signal.SIGUSR2, heard)
+        for number in SIGNALS:
+            signal.signal(number, heard)
+
+    def listen_no_more(self) -> None:
+        """Ignore these signals: the work is done, and a process that is just ending must not fail by one."""
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)

@@ -68,6 +68,8 @@ class Worker:
             work.stop.listen(self.signal_seconds * GRACE, work.leave)
         try:
             work.run() if rank() == 0 else work.follow()
+            if self.signal_seconds is not None:
+                work.stop.listen_no_more()
         except StoppedError as stopped:
             say(str(stopped))
             work.leave()

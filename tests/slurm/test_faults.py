@@ -113,7 +113,7 @@ def test_preempted_jobs_go_on_when_the_others_are_done(site, undisturbed):
 
 def test_a_job_at_its_time_limit_saves_and_is_queued_again(site, undisturbed):
     site.configure(time=1)
-    site.set(seconds=4.0)  # eighty seconds of training
+    site.set(seconds=2.5)  # fifty seconds of training; of a minute, a start and the signal ahead of the end leave forty
     site.run("bench", "submit")
     site.until(site.quiet, "all jobs have ended")
     site.recover(site.finished())
@@ -125,7 +125,7 @@ def test_a_job_at_its_time_limit_saves_and_is_queued_again(site, undisturbed):
 
 def test_where_jobs_may_not_be_queued_again_submitting_goes_on_from_the_checkpoint(site, undisturbed):
     site.configure(time=1, requeue=False)
-    site.set(seconds=4.0)
+    site.set(seconds=2.5)
     site.run("bench", "submit", "--only", "drowsy")
     site.until(site.quiet, "all jobs have ended")
     assert "FAILED" in site.status()
