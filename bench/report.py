@@ -27,7 +27,7 @@ from bench.exhibits.neighbours import neighbours
 from bench.exhibits.paired_table import paired_table
 from bench.exhibits.pictures import recipe_gallery, retrieval
 from bench.exhibits.protocol_table import protocol_table
-from bench.exhibits.study import published_table, study_figure, study_table
+from bench.exhibits.study import compute_figure, published_table, study_figure, study_table
 from bench.exhibits.tuning_table import tuning_table
 from bench.exhibits.variance import variance_figure, variance_table, varies_sources
 from bench.files import read_json, write_bytes, write_json, write_text
@@ -251,6 +251,7 @@ def _of_study(name: str, numbers: dict[str, Any], papers: Mapping[str, Paper]) -
         study_table(name, study),
         published_table(name, published_beside(papers, name)),
         *told,
+        compute_figure(name, study),
         *study_curves(name, study),
     ]
 

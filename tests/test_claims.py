@@ -258,11 +258,11 @@ def test_monotone_falling_is_rising_backwards():
 # --- studies -------------------------------------------------------------------------------------------------
 
 
-def point(levels, seeds, *, method="nnclr", linear=None, knn=None, history=None, flops=None, tag=""):
+def point(levels, seeds, *, method="nnclr", linear=None, knn=None, svm=None, history=None, flops=None, tag=""):
     """A gathered point; values are functions of the seed."""
     evaluations = [
         {"key": f"{tag}{name}{s}", "method": method, "seed": s, "protocol": name, "metrics": {metric: value(s)}}
-        for name, metric, value in (("linear", "top1", linear), ("knn", "top1_k20", knn))
+        for name, metric, value in (("linear", "top1", linear), ("svm", "top1", svm), ("knn", "top1_k20", knn))
         if value is not None
         for s in seeds
     ]
@@ -856,6 +856,7 @@ def test_claims_on_the_recipe_and_the_softmax_are_tested_where_there_are_their_s
                 range(5),
                 method="instdisc",
                 linear=lambda s, m=mean, i=i: m - 0.05 + wiggle(s, 0.002, i),
+                svm=lambda s, m=mean, i=i: m - 0.05 + wiggle(s, 0.002, i),
                 knn=lambda s, m=mean, i=i: m + wiggle(s, 0.002, i + 5),
             )
             for i, (name, mean) in enumerate(by_softmax.items())
@@ -863,7 +864,7 @@ def test_claims_on_the_recipe_and_the_softmax_are_tested_where_there_are_their_s
     }
     lines = {x.claim: x for x in ledger(load(), {"recipe_full_or_crops": recipes(), "instdisc_softmax": softmax})}
     tested = {x.claim: x.verdict for x in lines.values() if x.study in ("recipe_full_or_crops", "instdisc_softmax")}
-    assert len(tested) == 14
+    assert len(tested) == 16
     assert tested["nnclr-crops-loses-least"] == "reproduced"
     assert tested["nnclr-crops-enough"] == "inconclusive"  # 0.02, its margin
     assert tested["nnclr-crops-best"] == "reproduced"

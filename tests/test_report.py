@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from itertools import combinations
+from itertools import combinations, count
 from pathlib import Path
 from statistics import fmean, variance
 
@@ -18,7 +18,7 @@ from bench.exhibits.base import Table
 from bench.exhibits.curves import UnknownCurveError, study_curves
 from bench.exhibits.growth import growth_figure, growth_table, point
 from bench.exhibits.paired_table import paired_table
-from bench.exhibits.study import published_table
+from bench.exhibits.study import compute_figure, published_table, study_table
 from bench.exhibits.tuning_table import best_of, tuning_table
 from bench.exhibits.variance import variance_figure, variance_table, varies_sources
 from bench.report import GROWTH, Records, read_beside, render
@@ -169,15 +169,18 @@ def test_differences_over_random_init_have_an_interval_over_seeds_and_images_whe
 # --- studies -------------------------------------------------------------------------------------------------
 
 
-def cells(scores, *, method="nnclr", columns=None):
+KEYS = count()
+
+
+def cells(scores, *, method="nnclr", columns=None, flops=1):
     """A point's gathered cells: a seed for each score, with these columns after each of two epochs."""
     return {
         "evaluations": [
-            {"key": f"e{s}", "method": method, "seed": s, "protocol": "knn", "metrics": {"top1": score}}
+            {"key": f"e{next(KEYS)}", "method": method, "seed": s, "protocol": "knn", "metrics": {"top1": score}}
             for s, score in enumerate(scores)
         ],
         "pretraining": [
-            {"key": f"p{s}", "method": method, "seed": s, "cost": {"flops": 1, "images": 1}}
+            {"key": f"p{s}", "method": method, "seed": s, "cost": {"flops": flops, "images": 1}}
             | {"history": [{"epoch": e, **{c: f(s, e) for c, f in (columns or {}).items()}} for e in (1, 2)]}
             for s in range(len(scores))
         ],
@@ -310,6 +313,28 @@ def test_a_setting_that_two_points_stand_for_counts_once():
     assert tables[0].data == tables[1].data
 
 
+def test_a_cell_that_points_share_counts_once_as_what_it_does_not_read_moves_nothing():
+    base = one_at_a_time()
+    labels = "evaluations.semisup.draw"
+    points = [({**point["levels"], labels: 0}, point) for point in base["points"]]
+    points += [({**points[0][0], labels: draw}, base["points"][0]) for draw in (1, 2)]  # the very cells of the first
+    found = study(points)
+    found["points"] = [{**point, "levels": levels} for levels, point in points]
+    assert varies_sources(found)
+    table = variance_table("sources", found, gathered(found))
+    assert [row[0] for row in table.rows] == [*SOURCES, "labels", "all together"]
+    assert table.rows[2] == ["labels", "–", "–", "–"]
+    assert table.data == variance_table("sources", base, gathered(base)).data
+
+
+def test_draws_of_labels_are_a_source_where_a_protocol_reads_them():
+    points = [drawn([0.5]), drawn([0.6]), drawn([0.7])]
+    found = study([({**levels, "evaluations.semisup.draw": i}, of) for i, (levels, of) in enumerate(points)])
+    told = {row["source"]: row for row in variance_table("sources", found, gathered(found)).data}
+    assert told["labels"]["deviation"] == pytest.approx(0.1)
+    assert told["labels"]["freedom"] == 2
+
+
 @pytest.mark.parametrize("given", [{"data": "scenes"}, {"fixed": {"defaults.epochs": 3}}], ids=str)
 def test_all_together_is_never_of_cells_that_train_otherwise(given):
     found = study([drawn([0.5, 0.6, 0.7]), drawn([0.5], weights=7), drawn([0.6], order=7)], **given)
@@ -328,6 +353,34 @@ def test_a_study_of_sources_has_variances_for_a_figure_and_others_have_not(tmp_p
     drawn_files = {path.stem for path in (tmp_path / "figures").glob("study_*")}
     assert drawn_files == {"study_sources_variance", "study_sizes"}
     assert (tmp_path / "tables" / "study_sources_variance.csv").is_file()
+
+
+def lengths():
+    """Two methods after one and two epochs, the second at twice the cost of the first."""
+    grid = [(method, epochs) for method in ("simclr", "nnclr") for epochs in (1, 2)]
+    return study(
+        [
+            ({"method": m, "defaults.epochs": e}, cells([0.5, 0.6], method=m, flops=e * 10**12 * (1 + (m == "nnclr"))))
+            for m, e in grid
+        ]
+    )
+
+
+def test_a_studys_table_says_what_its_trainings_cost():
+    table = study_table("lengths", lengths())
+    assert table.columns[:4] == ["method", "epochs", "n", "TFLOP"]
+    assert [row[3] for row in table.rows] == ["1.00", "2.00", "2.00", "4.00"]
+    assert [row["training_flops"] for row in table.data] == [10**12, 2 * 10**12, 2 * 10**12, 4 * 10**12]
+
+
+def test_a_study_of_lengths_of_training_is_drawn_against_compute_too_and_others_are_not(tmp_path):
+    first, second = (compute_figure("lengths", lengths()) for _ in range(2))
+    assert first == second
+    assert first is not None
+    assert compute_figure("sizes", sizes()) is None
+    render(reported(lengths=lengths(), sizes=sizes()), tmp_path)
+    drawn_files = {path.stem for path in (tmp_path / "figures").glob("study_*")}
+    assert drawn_files == {"study_lengths", "study_lengths_compute", "study_sizes"}
 
 
 def test_published_numbers_stand_under_the_studys_own_table_and_nowhere_without_a_claim(tmp_path):

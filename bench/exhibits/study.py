@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from statistics import fmean
 from typing import Any
 
 from bench.exhibits.base import DECIMALS, Figure, Table, display, drawing, finish, look, percent
@@ -13,10 +14,10 @@ SPREAD = 0.5  # of a tick's width: what the series of one level share
 
 
 def study_table(name: str, study: dict[str, Any]) -> Table:
-    """Points down, protocols across: mean and 95 % interval over seeds."""
+    """Points down, protocols across: mean and 95 % interval over seeds; and what the training cost."""
     rows, data = [], []
     for point in study["points"]:
-        texts, n = [], 0
+        texts, n, cost = [], 0, _operations(point)
         for protocol in study["protocols"]:
             values = _values(point, protocol)
             if not values:
@@ -29,13 +30,14 @@ def study_table(name: str, study: dict[str, Any]) -> Table:
             data.append(
                 {**point["levels"], "protocol": protocol, "mean": round(interval.mean, DECIMALS)}
                 | {"half_width_95": half, "n": n, "seeds": " ".join(f"{v:.6g}" for v in values)}
+                | {"training_flops": "" if cost is None else round(cost)}
             )
-        rows.append([*level_texts(point["levels"]), str(n), *texts])
+        rows.append([*level_texts(point["levels"]), str(n), "–" if cost is None else f"{cost / 1e12:.2f}", *texts])
     varied = paths(study)
-    columns = [*map(short, varied), "n", *study["protocols"]]
+    columns = [*map(short, varied), "n", "TFLOP", *study["protocols"]]
     caption = (
         f"{subject(study)} by {' and '.join(map(short, varied))}: accuracy (%), mean ± half-width of the "
-        f"95 % Student t interval over n seeds.{remarks(study)}"
+        f"95 % Student t interval over n seeds. TFLOP: counted operations of one training.{remarks(study)}"
     )
     return Table(f"study_{name}", caption, columns, rows, data)
 
@@ -91,17 +93,63 @@ def study_figure(name: str, study: dict[str, Any]) -> Figure:
         )
 
 
+def compute_figure(name: str, study: dict[str, Any]) -> Figure | None:
+    """A panel per protocol: accuracy against the counted operations of training, a line for each series.
+
+    None where no length of training is varied: then points of equal epochs are what is to be compared.
+    """
+    varied = paths(study)
+    if short(varied[-1]) != "epochs":
+        return None
+    series = list(dict.fromkeys(_series(point) for point in study["points"]))
+    with drawing(f"study_{name}_compute") as plt:
+        count = len(study["protocols"])
+        figure, axes = plt.subplots(1, count, figsize=(3.3 * count, 2.6), squeeze=False)
+        for axis, protocol in zip(axes[0], study["protocols"], strict=True):
+            for own in series:
+                points = [point for point in study["points"] if _series(point) == own]
+                found = [(_operations(point), _values(point, protocol)) for point in points]
+                drawn = sorted((cost / 1e12, values) for cost, values in found if cost and values)
+                for x, values in drawn:
+                    _draw(axis, round(x, DECIMALS), values, _look(own, series), aside=0.0)
+                means = [fmean(values) for _, values in drawn]
+                axis.plot(
+                    [round(x, DECIMALS) for x, _ in drawn],
+                    [round(100 * mean, DECIMALS) for mean in means],
+                    **look(own, series) | {"marker": ""},
+                )
+            axis.set_xscale("log")
+            axis.set_xlabel("TFLOP of training")
+            axis.set_ylabel("accuracy (%)")
+            axis.set_title(protocol)
+        if len(series) > 1:
+            axes[0][0].legend(*_key(axes[0][0], series), fontsize=7, title=" / ".join(map(short, varied[:-1])))
+        figure.tight_layout()
+        return finish(
+            f"study_{name}_compute",
+            f"What does more training bring {subject(study)} at equal compute? Accuracy against the counted operations "
+            f"of one training; large marks: mean over seeds with its 95 % Student t interval.{remarks(study)}",
+            f"Accuracy of {subject(study)} against counted operations of training",
+            figure,
+        )
+
+
+def _operations(point: dict[str, Any]) -> float | None:
+    """Counted operations of one training, equal at all seeds; None where nothing was trained."""
+    return next((cell["cost"]["flops"] for cell in point["pretraining"] if cell["cost"]["flops"]), None)
+
+
 def _look(name: str, series: list[str]) -> dict[str, Any]:
     """A series' colour and marker: points along an axis of names are no line."""
     return {**look(name, series), "linestyle": "None", "markersize": 4}
 
 
-def _draw(axis: Any, x: float, values: list[float], style: dict[str, Any]) -> None:
+def _draw(axis: Any, x: float, values: list[float], style: dict[str, Any], aside: float = 0.06) -> None:
     if not values:
         return
     shown = [round(100 * v, DECIMALS) for v in values]
     interval = t_interval(shown)
-    axis.plot([x + 0.06] * len(shown), shown, ".", color=style["color"], alpha=0.5, markersize=3)
+    axis.plot([x + aside] * len(shown), shown, ".", color=style["color"], alpha=0.5, markersize=3)
     half = interval.half or 0.0
     axis.errorbar([x], [interval.mean], yerr=[[half], [half]], capsize=3, **style)
 
