@@ -192,7 +192,8 @@ def _cells(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from bench.report import gather, gather_outputs, read_beside, render
+    from bench.records import gather, gather_outputs, read_beside
+    from bench.report import render
 
     if not options.partial:
         render(gather_outputs(Path()), REPORTS)
@@ -209,18 +210,20 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _claims(options: argparse.Namespace) -> None:
+    from bench.claims.paper import load
     from bench.claims.show import as_text
-    from bench.report import Records, judge
+    from bench.records import Records
+    from bench.report import judge
 
     numbers = Records.read(REPORTS).numbers
     if options.readme:
         _write_counts(numbers)
     else:
-        print(as_text(judge(numbers)), end="")
+        print(as_text(judge(numbers, load())), end="")
 
 
 def _write_counts(numbers: dict[str, Any]) -> None:
-    from bench.claims.paper import ClaimsError
+    from bench.claims.paper import ClaimsError, load
     from bench.claims.show import into_readme
     from bench.files import write_text
     from bench.registry import ROOT
@@ -230,11 +233,12 @@ def _write_counts(numbers: dict[str, Any]) -> None:
         raise ClaimsError("these records judge no study, so that README.md is left; run it in profiles/full")
     ledger = os.path.relpath(REPORTS / "tables" / "claims.md", ROOT)
     readme = ROOT / "README.md"
-    write_text(readme, into_readme(readme.read_text(encoding="utf-8"), judge(numbers), ledger))
+    write_text(readme, into_readme(readme.read_text(encoding="utf-8"), judge(numbers, load()), ledger))
 
 
 def _render(options: argparse.Namespace) -> None:
-    from bench.report import Records, render
+    from bench.records import Records
+    from bench.report import render
 
     render(Records.read(REPORTS), options.to)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.errors import BenchError
 from bench.files import write_json
-from bench.report import CELLS, metrics_frame
+from bench.records import CELLS, metrics_frame
 from bench.stats import t_interval
 
 PROBE = "probe.json"

@@ -392,7 +392,7 @@ def evaluate_external(
 
 def _table(plan: dict[str, Any], cells: Sequence[Cell], protocols: Sequence[str], store: Store) -> "Table":
     from bench.exhibits.main_table import main_table
-    from bench.report import gather, metrics_frame
+    from bench.records import gather, metrics_frame
 
     name = cells[0].method
     ours = [{k: getattr(cell, k) for k in ("key", "stage", "name", "method", "seed")} for cell in cells]

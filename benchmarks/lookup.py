@@ -10,7 +10,7 @@ from benchmarks.rows import Measured, Row, faster
 from benchmarks.timing import Candidate, in_turn, least
 
 SIZE, DIM = 98_304, 256
-REPEATS = 5
+REPEATS = 3
 
 
 def flat_index(rows: Tensor) -> object:

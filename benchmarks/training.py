@@ -33,8 +33,8 @@ class Setup:
     precisions: tuple[str, ...]
 
 
-NARROW = Setup(CONV4, 20, ("fp32", "bf16"))
-HEAVY = Setup(WIDE, 12, ("fp32",))
+NARROW = Setup(CONV4, 12, ("fp32", "bf16"))
+HEAVY = Setup(WIDE, 8, ("fp32",))
 
 
 def train(cell: dict[str, Any], rows: int, *, kind: Callable[..., Trainer] = Trainer, on: int = 1) -> Spent:

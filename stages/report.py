@@ -5,7 +5,8 @@ from pathlib import Path
 import _checkout  # noqa: F401
 
 from bench.cli import reporting_errors
-from bench.report import gather_outputs, render
+from bench.records import gather_outputs
+from bench.report import render
 
 
 def main() -> None:

@@ -120,6 +120,7 @@ ALL = everything_of(*METHODS) | {f"raw_pixels {p}" for p in OF_PIXELS}
         ("bench/random.py", ALL),
         ("bench/numerics.py", ALL),
         ("bench/exhibits/main_table.py", set()),
+        ("bench/records.py", set()),
         ("bench/report.py", set()),
         ("bench/launch/worker.py", set()),
         ("bench/store.py", set()),

@@ -21,7 +21,8 @@ from bench.exhibits.paired_table import paired_table
 from bench.exhibits.study import compute_figure, published_table, study_table
 from bench.exhibits.tuning_table import best_of, tuning_table
 from bench.exhibits.variance import variance_figure, variance_table, varies_sources
-from bench.report import GROWTH, Records, read_beside, render
+from bench.records import GROWTH, Records, read_beside
+from bench.report import render
 from bench.stats import hierarchical_difference
 from bench.yaml12 import parse
 

@@ -1,6 +1,6 @@
 """Gathered cells by a study's levels: which cells a claim means, and what they hold.
 
-A study is `{"points": [{"levels", "pretraining", "evaluations"}]}` as `bench.report.gather` gives it. A metric is
+A study is `{"points": [{"levels", "pretraining", "evaluations"}]}` as `bench.records.gather` gives it. A metric is
 `PROTOCOL.NAME` (`linear.top1`), `history.NAME` (the last epoch's) or `cost.NAME`.
 """
 
@@ -79,7 +79,7 @@ def text_of(selector: Mapping[str, Any]) -> str:
 
 
 def studies_of(numbers: Mapping[str, Any]) -> dict[str, Study]:
-    """The studies of `bench.report.gather`'s numbers, and the main table as the study `main`."""
+    """The studies of `bench.records.gather`'s numbers, and the main table as the study `main`."""
     main = {"levels": {}, "pretraining": numbers["pretraining"], "evaluations": numbers["evaluations"]}
     return {**numbers["studies"], MAIN: {"points": [main]}}
 
