@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from bench.exhibits.base import COLOURS, Figure, display, drawing, finish
 
 Arrays = dict[str, NDArray[Any]]
-TITLE = 0.2  # inches above a grid of pictures
+PITCH = 1.12  # from one picture to the next, whose side is 1
+HEADING = 0.4  # of the same, above the first row
 RIGHT, WRONG = COLOURS[2], COLOURS[1]
 
 
@@ -18,13 +19,11 @@ def recipe_gallery(recipe: str, arrays: Arrays) -> Figure:
     columns = ["image", *views]
     count = len(arrays["image"])
     with drawing(f"recipe_{recipe}") as plt:
-        figure, axes = plt.subplots(count, len(columns), figsize=(0.8 * len(columns), 0.8 * count), squeeze=False)
-        for i in range(count):
-            for axis, column in zip(axes[i], columns, strict=True):
-                _show(axis, arrays[column][i])
-        for axis, column in zip(axes[0], columns, strict=True):
-            axis.set_title(column, fontsize=7)
-        figure.tight_layout(pad=0.3)
+        figure, axis = _sheet(plt, count, len(columns), inches=0.8)
+        for j, column in enumerate(columns):
+            _heading(axis, j, column)
+            for i in range(count):
+                _show(axis, i, j, arrays[column][i])
         return finish(
             f"recipe_{recipe}",
             f"What does the recipe '{recipe}' show? Images evenly spaced over the training subset and their views "
@@ -41,22 +40,16 @@ def retrieval(method: str, arrays: Arrays) -> Figure | None:
         return None
     queries, k = arrays["queries"], arrays[names[0]].shape[1]
     with drawing(f"retrieval_{method}") as plt:
-        columns = 1 + len(names) * (k + 1)
-        height = 0.5 * len(queries) + TITLE
-        figure, axes = plt.subplots(len(queries), columns, figsize=(0.42 * columns, height), squeeze=False)
-        for axis in axes.flat:
-            axis.set_axis_off()
+        figure, axis = _sheet(plt, len(queries), 1 + len(names) * (k + 1), inches=0.42)
+        _heading(axis, 0, "query")
         for i, query in enumerate(queries):
-            _show(axes[i][0], query)
-            for block, name in enumerate(names):
-                for j in range(k):
-                    axis = axes[i][2 + block * (k + 1) + j]
-                    same = bool(arrays[name.replace("neighbours", "same")][i, j])
-                    _show(axis, arrays[name][i, j], RIGHT if same else WRONG, "-" if same else ":")
-        axes[0][0].set_title("query", fontsize=6)
+            _show(axis, i, 0, query)
         for block, name in enumerate(names):
-            axes[0][2 + block * (k + 1)].set_title(f"epoch {_epoch(name)}", fontsize=6, loc="left")
-        figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=1 - TITLE / height, wspace=0.12, hspace=0.12)
+            first = 2 + block * (k + 1)
+            _heading(axis, first, f"epoch {_epoch(name)}")
+            for i, j in np.ndindex(len(queries), k):
+                same = bool(arrays[name.replace("neighbours", "same")][i, j])
+                _show(axis, i, first + j, arrays[name][i, j], RIGHT if same else WRONG, "-" if same else ":")
         return finish(
             f"retrieval_{method}",
             f"What does {display(method)} find alike as it trains? The first test image of each class, by row, and "
@@ -70,13 +63,34 @@ def _epoch(name: str) -> int:
     return int(name.rpartition("epoch")[2])
 
 
-def _show(axis: Any, image: NDArray[np.uint8], frame: str | None = None, style: str = "-") -> None:
-    axis.set_axis_on()
-    axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
-    axis.set_xticks([])
-    axis.set_yticks([])
-    for spine in axis.spines.values():
-        spine.set_visible(frame is not None)
-        spine.set_color(frame or "none")
-        spine.set_linestyle(style)
-        spine.set_linewidth(1.2)
+def _sheet(plt: Any, rows: int, columns: int, inches: float) -> tuple[Any, Any]:
+    """A figure and its axes for a grid of pictures of that size; axes of their own for each take ten times as long."""
+    width, height = columns * PITCH, rows * PITCH + HEADING
+    figure = plt.figure(figsize=(inches * width, inches * height))
+    axis = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+    axis.set_axis_off()
+    return figure, axis
+
+
+def _corner(row: int, column: int) -> tuple[float, float]:
+    margin = (PITCH - 1) / 2
+    return column * PITCH + margin, row * PITCH + HEADING + margin
+
+
+def _heading(axis: Any, column: int, text: str) -> None:
+    axis.text(_corner(0, column)[0], 0.75 * HEADING, text, fontsize=6)
+
+
+def _show(
+    axis: Any, row: int, column: int, image: NDArray[np.uint8], frame: str | None = None, style: str = "-"
+) -> None:
+    from matplotlib.image import AxesImage
+    from matplotlib.patches import Rectangle
+
+    x, y = _corner(row, column)
+    shown = AxesImage(axis, cmap="gray", extent=(x, x + 1, y + 1, y), clip_on=False)
+    shown.set_data(image.squeeze(-1) if image.shape[-1] == 1 else image)
+    shown.set_clim(0, 255)
+    axis.add_image(shown)
+    if frame:
+        axis.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=frame, linestyle=style, linewidth=1.2))
