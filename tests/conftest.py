@@ -12,6 +12,14 @@ from bench.numerics import pin
 pin("portable", 1)
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Before the workers start, each of which would compile the loops again."""
+    from tests.loops import compile_once
+
+    if not hasattr(session.config, "workerinput"):
+        compile_once()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _numerics() -> None:
     from bench.numerics import require
