@@ -1,6 +1,7 @@
 """A study's table and figure: what each point gives, with an interval and every seed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from statistics import fmean
 from typing import Any
@@ -64,26 +65,19 @@ def study_figure(name: str, study: dict[str, Any]) -> Figure:
 
     Levels of the last path stand along the axis; every combination of the others is a series of its own.
     """
-    varied = paths(study)
+    varied, series = paths(study), _all_series(study)
     ticks = list(dict.fromkeys(level_texts(point["levels"])[-1] for point in study["points"]))
-    series = list(dict.fromkeys(_series(point) for point in study["points"]))
     with drawing(f"study_{name}") as plt:
-        count = len(study["protocols"])
-        figure, axes = plt.subplots(1, count, figsize=(3.3 * count, 2.6), squeeze=False)
-        for axis, protocol in zip(axes[0], study["protocols"], strict=True):
-            for point in study["points"]:
-                own = _series(point)
-                tick = ticks.index(level_texts(point["levels"])[-1])
-                aside = SPREAD * ((series.index(own) + 0.5) / len(series) - 0.5)
-                _draw(axis, tick + aside, _values(point, protocol), _look(own, series))
-            axis.set_xticks(range(len(ticks)), ticks)
-            axis.set_xlim(-0.5, len(ticks) - 0.5)
-            axis.set_xlabel(short(varied[-1]))
-            axis.set_ylabel("accuracy (%)")
-            axis.set_title(protocol)
-        if len(series) > 1:
-            axes[0][0].legend(*_key(axes[0][0], series), fontsize=7, title=" / ".join(map(short, varied[:-1])))
-        figure.tight_layout()
+        with _panels(plt, study, series) as (figure, axes):
+            for axis, protocol in zip(axes, study["protocols"], strict=True):
+                for point in study["points"]:
+                    own = _series(point)
+                    tick = ticks.index(level_texts(point["levels"])[-1])
+                    aside = SPREAD * ((series.index(own) + 0.5) / len(series) - 0.5)
+                    _draw(axis, tick + aside, _values(point, protocol), _look(own, series))
+                axis.set_xticks(range(len(ticks)), ticks)
+                axis.set_xlim(-0.5, len(ticks) - 0.5)
+                axis.set_xlabel(short(varied[-1]))
         return finish(
             f"study_{name}",
             f"Does {' or '.join(map(short, varied))} matter to {subject(study)}? Large marks: mean over seeds with "
@@ -98,33 +92,26 @@ def compute_figure(name: str, study: dict[str, Any]) -> Figure | None:
 
     None where no length of training is varied: then points of equal epochs are what is to be compared.
     """
-    varied = paths(study)
-    if short(varied[-1]) != "epochs":
+    if short(paths(study)[-1]) != "epochs":
         return None
-    series = list(dict.fromkeys(_series(point) for point in study["points"]))
+    series = _all_series(study)
     with drawing(f"study_{name}_compute") as plt:
-        count = len(study["protocols"])
-        figure, axes = plt.subplots(1, count, figsize=(3.3 * count, 2.6), squeeze=False)
-        for axis, protocol in zip(axes[0], study["protocols"], strict=True):
-            for own in series:
-                points = [point for point in study["points"] if _series(point) == own]
-                found = [(_operations(point), _values(point, protocol)) for point in points]
-                drawn = sorted((cost / 1e12, values) for cost, values in found if cost and values)
-                for x, values in drawn:
-                    _draw(axis, round(x, DECIMALS), values, _look(own, series), aside=0.0)
-                means = [fmean(values) for _, values in drawn]
-                axis.plot(
-                    [round(x, DECIMALS) for x, _ in drawn],
-                    [round(100 * mean, DECIMALS) for mean in means],
-                    **look(own, series) | {"marker": ""},
-                )
-            axis.set_xscale("log")
-            axis.set_xlabel("TFLOP of training")
-            axis.set_ylabel("accuracy (%)")
-            axis.set_title(protocol)
-        if len(series) > 1:
-            axes[0][0].legend(*_key(axes[0][0], series), fontsize=7, title=" / ".join(map(short, varied[:-1])))
-        figure.tight_layout()
+        with _panels(plt, study, series) as (figure, axes):
+            for axis, protocol in zip(axes, study["protocols"], strict=True):
+                for own in series:
+                    points = [point for point in study["points"] if _series(point) == own]
+                    found = [(_operations(point), _values(point, protocol)) for point in points]
+                    drawn = sorted((cost / 1e12, values) for cost, values in found if cost and values)
+                    for x, values in drawn:
+                        _draw(axis, round(x, DECIMALS), values, _look(own, series), aside=0.0)
+                    means = [fmean(values) for _, values in drawn]
+                    axis.plot(
+                        [round(x, DECIMALS) for x, _ in drawn],
+                        [round(100 * mean, DECIMALS) for mean in means],
+                        **look(own, series) | {"marker": ""},
+                    )
+                axis.set_xscale("log")
+                axis.set_xlabel("TFLOP of training")
         return finish(
             f"study_{name}_compute",
             f"What does more training bring {subject(study)} at equal compute? Accuracy against the counted operations "
@@ -132,6 +119,25 @@ def compute_figure(name: str, study: dict[str, Any]) -> Figure | None:
             f"Accuracy of {subject(study)} against counted operations of training",
             figure,
         )
+
+
+def _all_series(study: dict[str, Any]) -> list[str]:
+    return list(dict.fromkeys(_series(point) for point in study["points"]))
+
+
+@contextmanager
+def _panels(plt: Any, study: dict[str, Any], series: list[str]) -> Iterator[tuple[Any, Any]]:
+    """A figure and its axes, one for each protocol; once drawn, the first gets a key where there are several series."""
+    count = len(study["protocols"])
+    figure, axes = plt.subplots(1, count, figsize=(3.3 * count, 2.6), squeeze=False)
+    for axis, protocol in zip(axes[0], study["protocols"], strict=True):
+        axis.set_ylabel("accuracy (%)")
+        axis.set_title(protocol)
+    yield figure, axes[0]
+    if len(series) > 1:
+        title = " / ".join(map(short, paths(study)[:-1]))
+        axes[0][0].legend(*_key(axes[0][0], series), fontsize=7, title=title)
+    figure.tight_layout()
 
 
 def _operations(point: dict[str, Any]) -> float | None:
