@@ -9,6 +9,8 @@ preconditioner serves best.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,10 @@ CG_STEPS = 1000  # of one Newton step, at most
 HALVINGS = 40  # of one step, at most
 SUFFICIENT = 1e-4  # Armijo's share of the decrease that the slope promises
 ROUNDING = 1e-13  # of a sum of losses
+UNMOVED = 1e-3  # of the tolerance: a start so near the optimum is left as it is
+
+Start = tuple[Float[Tensor, "d c"], Float[Tensor, " c"]]
+"""Weights and bias that a fit begins with."""
 
 
 class NotConvergedError(RuntimeError):
@@ -143,8 +149,43 @@ def check_labels(y: Int[Tensor, " n"], classes: int) -> None:
         raise ValueError(f"labels want 0 to {classes - 1}, not {int(y.min())} to {int(y.max())}")
 
 
+@dataclass(frozen=True)
+class _Design:
+    """Centred features with a column of ones, in their principal axes: what a fit multiplies by.
+
+    Sums and their gradients go through the features themselves, in double precision. Newton's direction need not be
+    exact: for it the features are turned, in single precision.
+    """
+
+    centred: Float[Tensor, "n d"]
+    axes: Float[Tensor, "d r"]
+    turned: Float[Tensor, "n r1"]  # single precision, with the ones
+    across: Float[Tensor, "r1 n"]  # the same, transposed
+    squares: Float[Tensor, "r1 n"]
+
+    @classmethod
+    def of(cls, centred: Float[Tensor, "n d"]) -> Self:
+        axes = _principal_axes(centred)
+        turned = rows_by_rows(centred.float(), axes.mT.float())
+        turned = torch.cat([turned, turned.new_ones(len(turned), 1)], 1)
+        across = turned.mT.contiguous()
+        return cls(centred, axes, turned, across, across.square())
+
+    def scores(self, theta: Float[Tensor, "r1 c"]) -> Float[Tensor, "n c"]:
+        return ((self.axes @ theta[:-1]).mT @ self.centred.mT).mT + theta[-1]  # in this order twice as fast
+
+    def gradient(self, slopes: Float[Tensor, "n c"]) -> Float[Tensor, "r1 c"]:
+        """Of a sum over rows, from its derivatives by each row's scores."""
+        return torch.cat([self.axes.mT @ (self.centred.mT @ slopes), slopes.sum(0, keepdim=True)])
+
+
 def solve_path(
-    x: Float[Tensor, "n d"], loss: RowLoss, l2_values: Sequence[float], *, tolerance: float
+    x: Float[Tensor, "n d"],
+    loss: RowLoss,
+    l2_values: Sequence[float],
+    *,
+    tolerance: float,
+    start: Start | None = None,
 ) -> tuple[Float[Tensor, "l d c"], Float[Tensor, "l c"]]:
     """Minimise the sum of losses + l2/2 |W|^2 at each penalty, the bias free.
 
@@ -156,6 +197,8 @@ def solve_path(
         l2_values: (L,) positive penalties.
         tolerance: of the largest entry of the gradient of the mean loss, in the principal axes of the centred features;
             times their root mean square where that is below 1, or the fit of small features would stop at its start.
+        start: what the largest penalty is solved from, such as the solution of nearly the same rows; zeros unless told.
+            It is moved by one step at least, however loose the tolerance.
 
     Returns:
         Weights (L, d, C) and biases (L, C), in the order of `l2_values` and the type of `x`.
@@ -165,17 +208,21 @@ def solve_path(
         NotConvergedError: a fit stayed above the tolerance.
     """
     _check(x, loss, l2_values, tolerance)
-    n = len(x)
     wide = x.double()
     mean = wide.mean(0)
-    axes = _principal_axes(wide - mean)  # (d, r)
-    small = min(1.0, (wide - mean).square().mean().sqrt().item()) or 1.0
-    turned = torch.cat([(wide - mean) @ axes, wide.new_ones(n, 1)], 1)  # (n, r + 1)
-    theta = wide.new_zeros(turned.shape[1], loss.columns)
+    design = _Design.of(wide - mean)
+    axes = design.axes
+    small = min(1.0, design.centred.square().mean().sqrt().item()) or 1.0
+    theta = wide.new_zeros(axes.shape[1] + 1, loss.columns)
+    if start is not None:
+        weights, bias = (each.to(wide) for each in start)
+        theta = torch.cat([axes.mT @ weights, (bias + mean @ weights)[None]])
+    unmoved = UNMOVED if start is not None else 1.0
     solved = {}
     for l2 in sorted(set(l2_values), reverse=True):
         penalty = torch.cat([wide.new_full((axes.shape[1], 1), l2), wide.new_zeros(1, 1)])
-        theta = _newton(turned, loss, penalty, theta, tolerance * small * n)
+        theta = _newton(design, loss, penalty, theta, tolerance * small * len(x), unmoved)
+        unmoved = 1.0
         weights = axes @ theta[:-1]  # (d, C)
         solved[l2] = weights, theta[-1] - mean @ weights
     weights, biases = (torch.stack([solved[l2][i] for l2 in l2_values]).to(x.dtype) for i in (0, 1))
@@ -188,8 +235,10 @@ def _principal_axes(centred: Float[Tensor, "n d"]) -> Float[Tensor, "d r"]:
     No minimiser has weights across those: they would cost and change no score.
     """
     n, d = centred.shape
-    if d <= n:
-        return torch.linalg.eigh(centred.mT @ centred).eigenvectors
+    if d <= n:  # any orthonormal axes serve: of covariances in single precision they are not less orthonormal
+        scale = centred.abs().max().clamp_min(torch.finfo(centred.dtype).tiny)
+        columns = (centred / scale).float().mT.contiguous()
+        return torch.linalg.eigh(rows_by_rows(columns, columns).double()).eigenvectors
     values, vectors = torch.linalg.eigh(centred @ centred.mT)  # rising
     there = values > RANK * values[-1].clamp_min(torch.finfo(values.dtype).tiny)
     return centred.mT @ (vectors[:, there] / values[there].sqrt())
@@ -205,24 +254,27 @@ def _check(x: Tensor, loss: RowLoss, l2_values: Sequence[float], tolerance: floa
 
 
 def _newton(
-    x: Float[Tensor, "n d"], loss: RowLoss, penalty: Float[Tensor, "d 1"], theta: Tensor, tolerance: float
-) -> Float[Tensor, "d c"]:
-    """Truncated Newton with conjugate gradients and backtracking."""
+    design: _Design, loss: RowLoss, penalty: Float[Tensor, "r1 1"], theta: Tensor, tolerance: float, unmoved: float
+) -> Float[Tensor, "r1 c"]:
+    """Truncated Newton with conjugate gradients and backtracking.
+
+    The start itself will do at a share `unmoved` of the tolerance.
+    """
 
     def objective(at: Tensor) -> tuple[float, Tensor]:
-        total, state = loss.total(x @ at)
+        total, state = loss.total(design.scores(at))
         return (total + 0.5 * (penalty * at.square()).sum()).item(), state
 
     value, state = objective(theta)
-    for _ in range(NEWTON_STEPS):
+    for moves in range(NEWTON_STEPS):
         slopes, second = loss.slopes(state)  # (n, C)
-        gradient = x.mT @ slopes + penalty * theta
+        gradient = design.gradient(slopes) + penalty * theta
         largest = gradient.abs().max().item()
-        if largest <= tolerance:
+        if largest <= tolerance * (1.0 if moves else unmoved):
             return theta
         # the closer, the more exactly Newton's equation is solved: convergence becomes superlinear
-        accuracy = min(0.1, (largest / len(x)) ** 0.5)
-        direction = _conjugate_gradients(x, (loss, second), penalty, gradient, accuracy)
+        accuracy = min(0.1, (largest / loss.rows) ** 0.5)
+        direction = _conjugate_gradients(design, (loss, second), penalty, gradient, accuracy)
         slope, step = (gradient * direction).sum().item(), 1.0
         for _ in range(HALVINGS):
             moved, moved_state = objective(theta + step * direction)
@@ -237,23 +289,23 @@ def _newton(
 
 
 def _conjugate_gradients(
-    x: Tensor, bend: tuple[RowLoss, Tensor], penalty: Tensor, gradient: Tensor, accuracy: float
+    design: _Design, bend: tuple[RowLoss, Tensor], penalty: Tensor, gradient: Tensor, accuracy: float
 ) -> Tensor:
     """Newton's direction to a relative accuracy, with the Hessian's diagonal as preconditioner.
 
     In single precision: the direction need not be exact, since gradient and objective are.
     """
-    precise, loss = x.dtype, bend[0]
-    x, second, penalty, gradient = (tensor.float() for tensor in (x, bend[1], penalty, gradient))
-    across = x.mT.contiguous()  # (d, n)
-    diagonal = (x.square().mT @ loss.diagonal(second) + penalty).clamp_min(torch.finfo(x.dtype).tiny)
+    precise, loss = gradient.dtype, bend[0]
+    second, penalty, gradient = (tensor.float() for tensor in (bend[1], penalty, gradient))
+    diagonal = rows_by_rows(design.squares, loss.diagonal(second).mT) + penalty
+    diagonal = diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny)
     direction, residual = torch.zeros_like(gradient), -gradient
     scaled = residual / diagonal
     search, size = scaled, (residual * scaled).sum()
     wanted = accuracy**2 * size
     for _ in range(CG_STEPS):
-        bent = loss.curve(second, rows_by_rows(x, search.mT))  # (n, C)
-        curved = rows_by_rows(across, bent.mT) + penalty * search  # the Hessian times search
+        bent = loss.curve(second, rows_by_rows(design.turned, search.mT))  # (n, C)
+        curved = rows_by_rows(design.across, bent.mT) + penalty * search  # the Hessian times search
         length = size / (search * curved).sum()
         direction = direction + length * search
         residual = residual - length * curved

@@ -1,6 +1,7 @@
 """Layers: which maps are probed, how they are pooled, and that looking at them leaves nothing behind."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -336,8 +337,8 @@ def test_numbers_equal_the_classifiers_on_pooled_maps(given, data):
     path = [1e-2, 1e-1, 1e0, 1e1]
 
     def fits():
-        yield "linear", lambda x, y, path: fit_path(x, y, path, classes=3, tolerance=1e-6)
-        yield "svm", lambda x, y, path: fit_svm(x, y, path, classes=3, tolerance=1e-6)
+        yield "linear", partial(fit_path, classes=3, tolerance=1e-6)
+        yield "svm", partial(fit_svm, classes=3, tolerance=1e-6)
 
     for i, module in enumerate(given.encoder.blocks, 1):
         upto = nn.Sequential(*given.encoder.blocks[: i - 1], module)

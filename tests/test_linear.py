@@ -170,8 +170,8 @@ def fits_seen(path, score, validation_rows=1):
     """What `choose_and_refit` asks of a model with one weight, its penalty, and what it chooses."""
     asked = []
 
-    def fit(x, y, penalties):
-        asked.append((len(x), list(penalties)))
+    def fit(x, y, penalties, start=None):
+        asked.append((len(x), list(penalties), start and start[0].item()))
         return torch.tensor(penalties).double()[:, None, None], torch.zeros(len(penalties), 1).double()
 
     ones = Rows(torch.ones(4, 1).double(), torch.zeros(4).long())
@@ -192,13 +192,13 @@ CHOICES = {
 def test_the_choice_is_the_best_by_the_given_score_then_the_largest(path, scores, chosen):
     asked, found = fits_seen(path, lambda predicted, labels: scores[predicted.item()])
     assert (found.l2, found.validation) == (chosen, scores[chosen])
-    assert asked == [(4, path), (5, [chosen * 5 / 4])]
+    assert asked == [(4, path, None), (5, [chosen * 5 / 4], chosen)]  # refitted from the weights that were chosen
     assert found.weights.item() == chosen * 5 / 4
 
 
 def test_without_validation_rows_the_largest_penalty_is_fitted_once():
     asked, found = fits_seen([1.0, 4.0, 2.0], accuracy, validation_rows=0)
-    assert asked == [(4, [4.0])]
+    assert asked == [(4, [4.0], None)]
     assert (found.l2, found.validation) == (4.0, 0.0)
 
 

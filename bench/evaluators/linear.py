@@ -15,7 +15,7 @@ from bench.evaluators.base import EvaluationData, Result
 from bench.evaluators.penalties import evaluate_top1, log_spaced
 from bench.features import Trained
 from bench.options import Positive, PositiveInt
-from bench.solvers import Softmax, solve_path
+from bench.solvers import Softmax, Start, solve_path
 
 
 def evaluate(
@@ -44,6 +44,7 @@ def fit_path(
     *,
     classes: int,
     tolerance: float,
+    start: Start | None = None,
 ) -> tuple[Float[Tensor, "l d c"], Float[Tensor, "l c"]]:
     """Multinomial logistic regression at each penalty: sum of losses + l2/2 |W|^2, the bias free.
 
@@ -55,6 +56,7 @@ def fit_path(
         l2_values: (L,) positive penalties.
         classes: C.
         tolerance: of the largest entry of the gradient of the mean loss, as `solve_path` has it.
+        start: what the largest penalty is solved from.
 
     Returns:
         Weights (L, d, C) and biases (L, C), in the order of `l2_values` and the type of `x`.
@@ -63,4 +65,4 @@ def fit_path(
         ValueError: a penalty or the tolerance is not positive, or a label out of range.
         NotConvergedError: a fit stayed above the tolerance.
     """
-    return solve_path(x, Softmax(y, classes), l2_values, tolerance=tolerance)
+    return solve_path(x, Softmax(y, classes), l2_values, tolerance=tolerance, start=start)

@@ -7,7 +7,7 @@ model and the score.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
@@ -15,11 +15,18 @@ from torch import Tensor
 
 from bench.evaluators.base import EvaluationData, Result, top1
 from bench.features import Trained
+from bench.solvers import Start
 
-Fit = Callable[[Tensor, Tensor, Sequence[float]], tuple[Tensor, Tensor]]
-"""Features (n, d), labels and penalties (L,) to weights (L, d, C) and biases (L, C)."""
 Score = Callable[[Tensor, Tensor], float]
 """Scores (n, C) and labels to a number: the higher, the better."""
+
+
+class Fit(Protocol):
+    """Features (n, d), labels and penalties (L,) to weights (L, d, C) and biases (L, C)."""
+
+    def __call__(
+        self, x: Tensor, y: Tensor, l2_values: Sequence[float], /, *, start: Start | None = None
+    ) -> tuple[Tensor, Tensor]: ...
 
 
 class Rows(NamedTuple):
@@ -74,14 +81,15 @@ def choose_and_refit(fit: Fit, train: Rows, validation: Rows, path: Sequence[flo
         path: the penalties; l2 stands beside a sum over rows, so the refit's is larger by the ratio of rows.
         score: what is best.
     """
-    scores = [0.0] * len(path)
+    scores, fitted = [0.0] * len(path), None
     if len(validation.x) and len(path) > 1:
-        weights, bias = fit(train.x, train.y, path)
-        predicted = validation.x @ weights + bias[:, None]  # (L, v, C)
+        fitted = fit(train.x, train.y, path)
+        predicted = validation.x @ fitted[0] + fitted[1][:, None]  # (L, v, C)
         scores = [score(each, validation.y) for each in predicted]
     chosen = max(range(len(path)), key=lambda i: (scores[i], path[i]))
     x, y = torch.cat([train.x, validation.x]), torch.cat([train.y, validation.y])
-    weights, bias = fit(x, y, [path[chosen] * len(x) / len(train.x)])
+    start = (fitted[0][chosen], fitted[1][chosen]) if fitted else None  # most rows are the same
+    weights, bias = fit(x, y, [path[chosen] * len(x) / len(train.x)], start=start)
     return Chosen(weights[0], bias[0], path[chosen], scores[chosen])
 
 

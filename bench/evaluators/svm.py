@@ -16,7 +16,7 @@ from bench.evaluators.base import EvaluationData, Result
 from bench.evaluators.penalties import evaluate_top1, log_spaced
 from bench.features import Trained
 from bench.options import Positive, PositiveInt
-from bench.solvers import SquaredHinge, check_labels, solve_path
+from bench.solvers import SquaredHinge, Start, check_labels, solve_path
 
 
 def evaluate(
@@ -45,6 +45,7 @@ def fit_svm(
     *,
     classes: int,
     tolerance: float,
+    start: Start | None = None,
 ) -> tuple[Float[Tensor, "l d c"], Float[Tensor, "l c"]]:
     """Linear SVMs of each class against the rest, at each penalty.
 
@@ -54,6 +55,7 @@ def fit_svm(
         l2_values: (L,) positive penalties.
         classes: C; of two, each column is the other's negative.
         tolerance: of the largest entry of the gradient of the mean loss, as `solve_path` has it.
+        start: what the largest penalty is solved from.
 
     Returns:
         Weights (L, d, C) and biases (L, C), in the order of `l2_values` and the type of `x`.
@@ -64,4 +66,4 @@ def fit_svm(
     """
     check_labels(y, classes)
     targets = y[:, None] == torch.arange(classes, device=y.device)  # (n, C)
-    return solve_path(x, SquaredHinge(targets), l2_values, tolerance=tolerance)
+    return solve_path(x, SquaredHinge(targets), l2_values, tolerance=tolerance, start=start)

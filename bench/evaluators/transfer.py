@@ -71,7 +71,7 @@ def evaluate(
 
 def _fit(target: EvaluationData, tolerance: float) -> Fit:
     if target.metric == "map11":
-        return lambda x, y, path: solve_path(x, BinaryLogistic(y), path, tolerance=tolerance)
+        return lambda x, y, path, start=None: solve_path(x, BinaryLogistic(y), path, tolerance=tolerance, start=start)
     return partial(fit_path, classes=target.classes, tolerance=tolerance)
 
 
