@@ -57,8 +57,8 @@ def naive_objective(row_loss, x, y, weights, bias, l2):
     return math.fsum(total) + l2 / 2 * math.fsum(w * w for w in weights.flatten().tolist())
 
 
-def solved(name, x, y, path, tolerance=1e-9, classes=CLASSES):
-    return solve_path(x, LOSSES[name][0](y, classes), path, tolerance=tolerance)
+def solved(name, x, y, path, tolerance=1e-9, classes=CLASSES, start=None):
+    return solve_path(x, LOSSES[name][0](y, classes), path, tolerance=tolerance, start=start)
 
 
 def slack(x):
@@ -281,10 +281,10 @@ def test_small_features_are_fitted_as_well_as_large_ones(scale):
 @pytest.mark.parametrize("scale", [1.0, 1e-4])
 def test_a_start_changes_no_optimum(name, scale):
     x, y = overlapping()
-    loss, l2 = LOSSES[name][0](y, CLASSES), 0.5 * scale**2
+    l2 = 0.5 * scale**2
     start = torch.randn(6, CLASSES, generator=torch.Generator().manual_seed(4)).double() / scale, torch.ones(CLASSES)
-    (wanted,), (bias,) = solve_path(scale * x, loss, [l2], tolerance=1e-8)
-    (weights,), (started,) = solve_path(scale * x, loss, [l2], tolerance=1e-8, start=start)
+    (wanted,), (bias,) = solved(name, scale * x, y, [l2], 1e-8)
+    (weights,), (started,) = solved(name, scale * x, y, [l2], 1e-8, start=start)
     torch.testing.assert_close(scale * weights, scale * wanted, rtol=0, atol=1e-4)
     torch.testing.assert_close(started - started.mean(), bias - bias.mean(), rtol=0, atol=1e-4)
 
@@ -295,7 +295,7 @@ def test_a_start_that_a_loose_tolerance_would_return_is_moved_towards_the_optimu
     some = 80
     (before,), (bias,) = solved(name, x[:some], y[:some], [0.5], 1e-8)
     (wanted,), _ = solved(name, x, y, [0.5 * len(x) / some], 1e-8)
-    (found,), _ = solve_path(x, LOSSES[name][0](y, CLASSES), [0.5 * len(x) / some], tolerance=1.0, start=(before, bias))
+    (found,), _ = solved(name, x, y, [0.5 * len(x) / some], 1.0, start=(before, bias))
     assert (found - wanted).norm() < 0.5 * (before - wanted).norm()
 
 
@@ -303,6 +303,6 @@ def test_a_start_that_a_loose_tolerance_would_return_is_moved_towards_the_optimu
 def test_a_start_at_the_optimum_is_returned(name):
     x, y = overlapping()
     (weights,), (bias,) = solved(name, x, y, [0.5], 1e-9)
-    (again,), (again_bias,) = solve_path(x, LOSSES[name][0](y, CLASSES), [0.5], tolerance=1e-4, start=(weights, bias))
+    (again,), (again_bias,) = solved(name, x, y, [0.5], 1e-4, start=(weights, bias))
     torch.testing.assert_close(again, weights, rtol=0, atol=1e-12)
     torch.testing.assert_close(again_bias, bias, rtol=0, atol=1e-12)
