@@ -1,6 +1,8 @@
 """Checkpoints of a running cell: tensors and JSON in one safetensors file, no pickles."""
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +10,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from bench.files import checkpoint_path, checkpoint_steps, write_bytes
+from bench.files import checkpoint_path, checkpoint_steps, written
 
 KEPT = 2  # the newest, and one more should that be damaged
 
@@ -26,10 +28,34 @@ class Checkpoint:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Any = None) -> None:
-    """Write tensors, and JSON beside them, as one file that is whole once it is there."""
-    plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    """Write tensors, and JSON beside them, as one file that is whole once it is there.
+
+    They are written from where they lie: of a large bank there is never a second copy in memory.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     metadata = {"meta": json.dumps(meta)} if meta is not None else None
-    write_bytes(path, save(plain, metadata))
+    with written(path) as beside:
+        try:
+            save_file(_dense(tensors), beside, metadata)
+        except SafetensorError as error:
+            found = re.search(r"os error (\d+)", str(error))
+            if found is None:
+                raise
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+
+
+def _dense(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as the format has them: on the CPU, in order, none in memory that another one has."""
+    dense: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, t in tensors.items():
+        plain = t.detach().cpu().contiguous()
+        place = plain.untyped_storage().data_ptr()
+        dense[name] = plain.clone() if place in taken else plain
+        taken.add(place)
+    return dense
 
 
 def load_tensors(path: Path) -> Checkpoint:

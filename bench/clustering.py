@@ -1,12 +1,14 @@
 """K-means that leaves no cluster empty, PCA-whitening before it, and how much two partitions agree."""
 
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bench.products import rows_by_rows
+from bench.products import largest, rows_by_rows
 
-ENTRIES = 2**24  # of a block of distances: more rows than fit are taken in chunks
+ENTRIES = 2**22  # of a block of distances, so that it stays near the cache: more rows than fit are taken in chunks
 NUDGE = 1e-3  # of a split centroid, relative to the spread of its rows
 RANK = 1e-10  # share of the largest variance below which a direction holds round-off only
 
@@ -29,8 +31,8 @@ def pca_whiten(features: Float[Tensor, "n d"], dim: int) -> Float[Tensor, "n k"]
     variances, directions = torch.linalg.eigh(x.mT @ x / len(x))  # rising
     variances, directions = variances.flip(0)[:dim], directions.flip(1)[:, :dim]
     there = variances > RANK * variances[0].clamp_min(torch.finfo(x.dtype).tiny)
-    scale = torch.where(there, variances.clamp_min(0).sqrt(), torch.inf)
-    return (x @ directions / scale).to(features.dtype)
+    scale = torch.where(there, variances.clamp_min(0).rsqrt(), 0.0)
+    return (x @ directions * scale).to(features.dtype)
 
 
 def kmeans(
@@ -77,9 +79,9 @@ def objective(features: Float[Tensor, "n d"], assignments: Int[Tensor, " n"], ce
 
 def _assign(features: Tensor, centroids: Tensor, split_empty: bool, generator: torch.Generator) -> Tensor:
     """Each row's nearest centroid, the lower of equals; moves centroids of clusters that are split."""
-    half = centroids.square().sum(1) / 2  # |x - c|^2 / 2 = |c|^2 / 2 - x . c, up to what x alone decides
+    half = -centroids.square().sum(1) / 2  # -|x - c|^2 / 2 = x . c - |c|^2 / 2, up to what x alone decides
     chunk = max(1, ENTRIES // len(centroids))
-    assignments = torch.cat([(half - rows_by_rows(rows, centroids)).min(1).indices for rows in features.split(chunk)])
+    assignments = torch.cat([largest(rows_by_rows(rows, centroids, half))[1] for rows in features.split(chunk)])
     sizes = torch.bincount(assignments, minlength=len(centroids))
     if split_empty:
         for empty in torch.nonzero(sizes == 0)[:, 0].tolist():
@@ -93,7 +95,7 @@ def _split(
     """Give `empty` part of a cluster drawn in proportion to what it can spare, all in place."""
     donor = int(torch.multinomial((sizes - 1).clamp_min(0).double().cpu(), 1, generator=generator))
     rows = torch.nonzero(assignments == donor)[:, 0]
-    nudge = NUDGE * features[rows].std(0, correction=0).square().mean().sqrt()
+    nudge = NUDGE * math.sqrt(features[rows].std(0, correction=0).square().mean().item())
     step = torch.randn(centroids.shape[1], generator=generator).to(centroids) * nudge
     side = (features[rows] - centroids[donor]) @ step  # which of the two perturbed centroids is nearer
     taken = side > 0

@@ -159,7 +159,7 @@ def preview(cells: "Sequence[Cell]", cluster: "Cluster", store: "Store") -> str:
 
 def _status(options: argparse.Namespace) -> None:
     from bench.cli import planned
-    from bench.launch.local import cores
+    from bench.cores import cores
     from bench.launch.status import status
     from bench.store import Store
 

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +49,24 @@ def demand_writable(folder: Path, mend: str) -> None:
         raise UnwritableError(f"{folder} cannot be written ({error.strerror}); {mend}") from None
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write beside, then rename: a reader sees the old file or the whole new one."""
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """A path beside, for the body to write to, that then takes this one's name.
+
+    A reader sees the old file or the whole new one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
+    yield beside
+    with beside.open("rb") as file:
         os.fsync(file.fileno())
     beside.replace(path)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that is whole once it is there."""
+    with written(path) as beside:
+        beside.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -17,6 +17,7 @@ Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint32]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 Float = np.float32
 
 # what a step of a view does
@@ -24,6 +25,8 @@ NOTHING, CROP, FLIP, BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAYSCALE, SOLARISE,
 # ITU-R 601-2 luma, as torchvision has it; in single precision, since numba would widen a Python float's operations
 RED, GREEN, BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
 ZERO, ONE, TWO, THREE = np.float32(0), np.float32(1), np.float32(2), np.float32(3)
+LANES = 32  # independent sums or maxima, which a loop without fast-math keeps in vector registers
+BLOCK = 512  # values among which the first largest is looked for again, a multiple of LANES
 FOUR, FIVE, SIX, WHITE = np.float32(4), np.float32(5), np.float32(6), np.float32(255)
 LOW, HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
@@ -429,3 +432,75 @@ def _prune(held: Floats, copy: Floats, places: Ints, count: int, k: int, off: Fl
             held[kept], places[kept] = held[j], places[j]
             kept += 1
     return bound, kept
+
+
+@compiled
+def largest(values: Floats, best: Floats, places: Ints) -> None:
+    """The largest value of every row and its place, the first of equals; nan is passed over.
+
+    A block's largest is found by lanes, and only where it is more than all before it is its place looked for.
+
+    Args:
+        values: (n, m).
+        best: (n,) the largest; -inf for a row of nothing but nan, whose place is 0.
+        places: (n,).
+    """
+    lanes = np.empty(LANES, np.float32)
+    for i in range(len(values)):
+        row = values[i]
+        high, place = np.float32(-np.inf), 0
+        for start in range(0, len(row), BLOCK):
+            stop = min(start + BLOCK, len(row))
+            top = _highest(row[start:stop], lanes)
+            if top > high:
+                high, place = top, start
+        for j in range(place, min(place + BLOCK, len(row))):
+            if row[j] == high:
+                place = j
+                break
+        best[i], places[i] = high, place
+
+
+@linked
+def _highest(values: Floats, lanes: Floats) -> Float:
+    lanes[:] = -np.inf
+    whole = len(values) - len(values) % LANES
+    for start in range(0, whole, LANES):
+        part = values[start : start + LANES]
+        for lane in range(LANES):
+            lanes[lane] = part[lane] if part[lane] > lanes[lane] else lanes[lane]
+    high = np.float32(-np.inf)
+    for value in lanes:
+        high = value if value > high else high
+    for value in values[whole:]:
+        high = value if value > high else high
+    return high
+
+
+@compiled
+def dots(rows: Doubles, queries: Doubles, places: Ints, counts: Ints, products: Doubles) -> None:
+    """The products of every query with its own rows, which are gathered nowhere.
+
+    Args:
+        rows: (n, d).
+        queries: (q, d).
+        places: (q, m) of its rows.
+        counts: (q,) how many of them are meant.
+        products: (q, m); what is beyond a query's count stays as it is.
+    """
+    whole = rows.shape[1] - rows.shape[1] % LANES
+    lanes = np.empty(LANES, np.float64)
+    for i in range(len(queries)):
+        query = queries[i]
+        for j in range(counts[i]):
+            row = rows[places[i, j]]
+            lanes[:] = 0.0
+            for start in range(0, whole, LANES):
+                for lane in range(LANES):
+                    lanes[lane] += row[start + lane] * query[start + lane]
+            total = 0.0
+            for value in lanes:
+                total += value
+            for k in range(whole, len(row)):
+                total += row[k] * query[k]
+            products[i, j] = total

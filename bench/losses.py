@@ -16,11 +16,15 @@ def unit(x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
     return F.normalize(precise(x), dim=-1)
 
 
+def scaled(x: Float[Tensor, "... d"], *, normalize: bool) -> Float[Tensor, "... d"]:
+    """Rows of unit length, or else of the length they have; in at least single precision."""
+    return unit(x) if normalize else precise(x)
+
+
 def similarities(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], *, normalize: bool = True) -> Float[Tensor, "n m"]:
     """Cosines of every row of a with every row of b, or else their products; never in half precision."""
-    scaled = unit if normalize else precise
     with torch.autocast(a.device.type, enabled=False):
-        return scaled(a) @ scaled(b).mT  # (n, m)
+        return scaled(a, normalize=normalize) @ scaled(b, normalize=normalize).mT  # (n, m)
 
 
 def info_nce(

@@ -24,12 +24,14 @@ from bench.checkpoint import (
     restore_optimizer,
     save_tensors,
 )
+from bench.cores import cores
 from bench.cost import counting
 from bench.data.source import DataError, ImageSet
 from bench.data.splits import split
 from bench.distributed.sharded import Sharded, embed
 from bench.distributed.shards import Shards
 from bench.distributed.world import World
+from bench.draws import seed_torch
 from bench.errors import BenchError, StoppedError
 from bench.features import BATCH, STATE, extract
 from bench.files import write_json, write_text
@@ -153,13 +155,18 @@ class Trainer:
             chosen = slice(position * size, min((position + 1) * size, self.per_epoch_rows))
             return self._batch(rows[chosen], seen[chosen], epoch, epoch * self.per_epoch + position)
 
-        for position, made in ahead(batch, range(done, self.per_epoch)):
+        shown = ahead if self._leaves_a_core() else each
+        for position, made in shown(batch, range(done, self.per_epoch)):
             self._run_step(made)
             if position + 1 == self.per_epoch:
                 self._close_epoch(epoch)
             self._maybe_save()
             if self.world.rank == 0:
                 self.report(self.step, self.steps)
+
+    def _leaves_a_core(self) -> bool:
+        """Whether a step leaves a core to make views on: without one, making them would hold up all its threads."""
+        return self.config["device"] != "cpu" or torch.get_num_threads() < cores()
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         own = self.method.order(epoch)
@@ -206,7 +213,7 @@ class Trainer:
 
     def _embed(self, batch: Batch) -> dict[str, Tensor]:
         seed = partial(derive, self.config["seed"], "torch", self.step)  # of a shard
-        torch.manual_seed(seed(0))
+        seed_torch(seed(0))
         half = self.training["precision"] == "bf16"
         with torch.autocast(torch.device(self.config["device"]).type, torch.bfloat16, enabled=half):
             return self.method.embed(batch) if self.shards.count == 1 else embed(self.shards, self.method, batch, seed)
@@ -371,6 +378,11 @@ def ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[tuple
                 yield first, made.result()
         for last, made in waiting:
             yield last, made.result()
+
+
+def each(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[tuple[Item, Made]]:
+    """Each item and what is made of it, in turn."""
+    return ((item, make(item)) for item in items)
 
 
 def _occurrences(rows: NDArray[np.int64]) -> NDArray[np.int64]:

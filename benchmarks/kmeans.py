@@ -85,8 +85,10 @@ def _keeping(kept: dict, name: str, fit: Fit, x: Tensor, clusters: int, iteratio
 
 
 TRIED = (
-    "`argmin` takes twice what the largest of each row takes, and is done without; a loop of our own for the largest "
-    "was as fast as `torch.max`"
+    "the largest of each row by lanes, in a third of what `torch.max` takes, and the centroids' squares as the bias of "
+    "the product; most of ours is that product in single precision, which the peer makes too; the triangle inequality "
+    "would skip few rows in the first steps, and of 1,000 clusters few in all; products in bfloat16 or 8 bits to "
+    "screen are slower here"
 )
 
 

@@ -71,8 +71,8 @@ def measure(count: int) -> Measured:
 
 
 TRIED = (
-    "the rows in blocks whose cosines stay in the cache, and a ring that is not put in order first; a loop of our own "
-    "for the largest of each row was as fast as `torch.max`"
+    "the rows in blocks whose cosines stay in the cache, a ring that is not put in order first, and the largest of "
+    "each row by lanes, in a third of what `torch.max` takes"
 )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.launch.local import cores
+from bench.cores import cores
 from benchmarks.pipeline import shrunk
 from benchmarks.rows import Measured, Row, overhead
 from tests.workspace import Workspace

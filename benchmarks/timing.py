@@ -59,8 +59,17 @@ class Clock:
 
     @property
     def per_step(self) -> Spent:
-        """The mean over the steps that count."""
+        """The mean over the steps that count.
+
+        Raises:
+            ValueError: none is left.
+        """
         counted = self.marks[self.skip - 1 : len(self.marks) - self.skip]
+        if len(counted) < 2:
+            least = 2 * self.skip + 1
+            raise ValueError(
+                f"{len(self.marks)} steps, of which {self.skip} at each end do not count; {least} at least"
+            )
         return (counted[-1] - counted[0]) / (len(counted) - 1)
 
 

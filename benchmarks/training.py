@@ -33,8 +33,8 @@ class Setup:
     precisions: tuple[str, ...]
 
 
-NARROW = Setup(CONV4, 12, ("fp32", "bf16"))
-HEAVY = Setup(WIDE, 8, ("fp32",))
+NARROW = Setup(CONV4, 16, ("fp32", "bf16"))
+HEAVY = Setup(WIDE, 12, ("fp32",))
 
 
 def train(cell: dict[str, Any], rows: int, *, kind: Callable[..., Trainer] = Trainer, on: int = 1) -> Spent:
@@ -177,7 +177,8 @@ TRIED = (
 )
 TRIED_VIEWS = (
     "views in one compiled pass, image by image in the cache (130 ms to 8 ms for two of 256 images), the next "
-    "batch's made by a thread while a step runs"
+    "batch's made by a thread while a step runs, or in turn where a step's threads take every core: such a thread "
+    "holds them all up"
 )
 ROWS = [
     Row(

@@ -227,7 +227,7 @@ def test_a_list_neither_decodes_nor_copies_the_images_again(root, monkeypatch):
 
 def test_after_a_bad_list_decoding_goes_on_where_a_damaged_file_stopped_it(root, monkeypatch):
     monkeypatch.setattr(decode, "CHUNK_BYTES", 10 * 8 * 8 * 3)
-    monkeypatch.setattr(decode, "THREADS", 1)
+    monkeypatch.setattr(decode, "cores", lambda: 1)
     damaged = root / "set" / "train" / CLASSES[2] / TRAINING[-1]
     content = damaged.read_bytes()
     damaged.write_bytes(b"no image")

@@ -83,7 +83,7 @@ def photos(tmp_path_factory):
 
 def decoded(monkeypatch, root, photos, threads, side=16, rows=7):
     monkeypatch.setenv("BENCH_DATA", str(root))
-    monkeypatch.setattr(decode, "THREADS", threads)
+    monkeypatch.setattr(decode, "cores", lambda: threads)
     monkeypatch.setattr(decode, "CHUNK_BYTES", rows * side * side * 3)
     return decode.from_files("photos", photos, side)
 
@@ -156,7 +156,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from bench.data import decode
-decode.THREADS, decode.CHUNK_BYTES = 2, 4 * 16 * 16 * 3
+decode.cores, decode.CHUNK_BYTES = lambda: 2, 4 * 16 * 16 * 3
 decode.from_files("many", sorted(Path(sys.argv[1]).iterdir()), 16)
 """
 
@@ -194,7 +194,7 @@ def decoded_many(monkeypatch, root, paths):
 
 
 def test_two_that_decode_at_once_give_one_array(tmp_path, monkeypatch, photos, asked):
-    monkeypatch.setattr(decode, "THREADS", 1)
+    monkeypatch.setattr(decode, "cores", lambda: 1)
     monkeypatch.setenv("BENCH_DATA", str(tmp_path))
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: decode.from_files("photos", photos, 16), range(2))

@@ -1,13 +1,14 @@
 """What an image set holds: checksums and duplicates, without a second copy in memory."""
 
 import hashlib
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bench.cores import cores
 
 BLOCK_BYTES = 1 << 24
 
@@ -27,7 +28,7 @@ def duplicates(images: NDArray[np.uint8], test: NDArray[np.bool_]) -> dict[str, 
         `within_train` and `within_test`: images that repeat an earlier one of their split; `across`: test images
         that are also training images.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing lets other threads run
+    with ThreadPoolExecutor(cores()) as pool:  # hashing lets other threads run
         digests = [digest for found in pool.map(_row_digests, _blocks(images)) for digest in found]
     train = [digest for digest, mark in zip(digests, test, strict=True) if not mark]
     tested = [digest for digest, mark in zip(digests, test, strict=True) if mark]

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from bench.cores import cores
 from bench.data.content import checksum
 from bench.data.prepared import DECODING, MOVED, UNREADABLE, data_root, identity
 from bench.data.source import DataError
 from bench.files import demand_writable, read_json
 
 CHUNK_BYTES = 1 << 24
-THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 MARK = hashlib.sha256().digest_size
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}  # of 8 bits a channel
 
@@ -188,7 +188,7 @@ def _run(folder: Path, todo: list[tuple[int, range, bytes]], row: Row, offset: i
         _put(marks, np.frombuffer(mark, dtype=np.uint8), c * MARK)
         return len(chunk)
 
-    pool = ThreadPoolExecutor(THREADS)  # decoding and resizing let other threads run
+    pool = ThreadPoolExecutor(cores())  # decoding and resizing let other threads run
     try:
         for done in as_completed([pool.submit(work, *task) for task in todo]):
             bar.update(done.result())

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from bench.distributed.batch_norm import batch_norm
 from bench.distributed.shards import Shards
 from bench.distributed.world import World
+from bench.draws import seed_torch
 from bench.errors import BenchError
 from bench.methods.base import Batch, Method
 
@@ -138,7 +139,7 @@ class _ShardByShard(TorchFunctionMode):
         results = []
         with torch.random.fork_rng(devices=on_gpu):
             for shard, (args, kwargs) in zip(self.shards.local, calls, strict=True):
-                torch.manual_seed(self.seed(shard, self.draws))
+                seed_torch(self.seed(shard, self.draws))
                 results.append(func(*args, **kwargs))
         self.draws += 1
         return results

@@ -148,12 +148,21 @@ def _among(
     rows: Tensor, queries: Tensor, candidates: Int[Tensor, "q m"], counts: Int[Tensor, " q"], k: int
 ) -> tuple[Tensor, Tensor]:
     """The nearest of ascending candidates, of which `counts` are meant."""
-    step = max(1, ENTRIES // (candidates.shape[1] * rows.shape[1]))
-    parts = zip(queries.split(step), candidates.split(step), strict=True)
-    similarity = torch.cat([(rows[c] @ q[:, :, None])[:, :, 0] for q, c in parts]).round(decimals=DIGITS)
+    similarity = _products(rows, queries, candidates, counts).round(decimals=DIGITS)
     beyond = torch.arange(candidates.shape[1], device=counts.device) >= counts[:, None]
     order = similarity.masked_fill(beyond, -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :k]
     return candidates.gather(1, order), similarity.gather(1, order)
+
+
+def _products(rows: Tensor, queries: Tensor, candidates: Tensor, counts: Tensor) -> Tensor:
+    """(q, m) products of each query with its candidates; what is beyond its count means nothing."""
+    if rows.device.type == "cpu":
+        products = queries.new_zeros(candidates.shape)
+        kernels.dots(rows.numpy(), queries.numpy(), candidates.numpy(), counts.numpy(), products.numpy())
+        return products
+    step = max(1, ENTRIES // (candidates.shape[1] * rows.shape[1]))
+    parts = zip(queries.split(step), candidates.split(step), strict=True)
+    return torch.cat([(rows[c] @ q[:, :, None])[:, :, 0] for q, c in parts])
 
 
 def _of_all(similarity: Float[Tensor, "q n"], k: int) -> tuple[Tensor, Tensor]:

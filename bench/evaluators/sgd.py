@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bench.augment import make_views
+from bench.draws import seed_torch
 from bench.errors import BenchError
 from bench.evaluators.base import Labelled
 from bench.methods.base import ParameterGroup
@@ -85,7 +86,7 @@ def descend(
                 continue
             set_learning_rate(optimizer, sgd.rate(step))
             with torch.random.fork_rng(devices=[]):
-                _seed_dropout(derive(seed, purpose, "torch", step))
+                seed_torch(derive(seed, purpose, "torch", step))
                 value = loss(rows, epoch)
             optimizer.zero_grad()
             value.backward()
@@ -93,13 +94,6 @@ def descend(
             step += 1
     if not all(bool(p.isfinite().all()) for p in module.parameters()):
         raise DivergedError(f"{purpose}: not finite after {step} steps; lower lr: the rate was {sgd.rate(0):g}")
-
-
-def _seed_dropout(seed: int) -> None:
-    """As torch.manual_seed, which at each call keeps a stack trace for every device that is not there."""
-    torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(seed)
 
 
 def rates(

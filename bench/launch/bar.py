@@ -34,9 +34,9 @@ class Bar:
 
     def refresh(self) -> None:
         """Show what is done now."""
-        for cell in self.cells:
+        for cell in (c for c in self.cells if c.key not in self.done):
             failed = self.store.failure(cell.key)
-            if cell.key in self.done or not (self.store.has(cell.key) or failed):
+            if not (self.store.has(cell.key) or failed):
                 continue
             self.done.add(cell.key)
             if self.bar.disable or failed:

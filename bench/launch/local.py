@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from bench import numerics
 from bench.cluster import Local
+from bench.cores import cores
 from bench.launch.bar import Bar
 from bench.launch.submission import CELLS, by_environment, new_submission
 from bench.launch.worker import Worker, fail, settled, starts
@@ -15,6 +16,7 @@ from bench.say import say
 from bench.store import Store
 
 POLL_SECONDS = 0.2
+REST = 50  # times what looking at all cells takes, a tenth of a core for a thousand of them every POLL_SECONDS
 FOREVER_MINUTES = 60 * 24 * 365  # submitit's local executor stops a job after two minutes by default
 
 
@@ -48,8 +50,9 @@ def _work(worker: Worker, slots: int, gpus: int, bar: Bar) -> str | None:
     jobs = [executor.submit(worker.serving(os.getpid())) for _ in range(slots)]
     try:
         while not all([job.done() for job in jobs]):
+            begun = time.monotonic()
             bar.refresh()
-            time.sleep(POLL_SECONDS)
+            time.sleep(max(POLL_SECONDS, REST * (time.monotonic() - begun)))
     except KeyboardInterrupt:
         for job in jobs:
             job.cancel()
@@ -59,10 +62,3 @@ def _work(worker: Worker, slots: int, gpus: int, bar: Bar) -> str | None:
     # a cell's own error is in the store; what is left here broke the worker itself
     errors = [job.exception() for job in jobs if job.paths.result_pickle.exists()]
     return next((str(error).strip().rpartition("\n")[2] for error in errors if error), None)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

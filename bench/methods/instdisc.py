@@ -16,7 +16,8 @@ all N images, as in the released code, so a draw may be the positive.
 """
 
 import math
-from typing import ClassVar, Literal
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,11 +26,13 @@ from torch import Tensor, nn
 
 from bench.encoders.base import Encoder
 from bench.heads import Projector
-from bench.losses import precise, unit
+from bench.losses import scaled, unit
 from bench.methods.base import Batch, DataInfo, Method, Progress
 from bench.options import Fraction, Head, NonNegative, Positive, PositiveInt, TrainingRowCount
 from bench.random import Address
 from bench.support import MemoryBank
+
+ENTRIES = 2**19  # of the negatives' rows that are gathered at a time on a CPU, so that they stay in the cache
 
 
 class InstDisc(Method):
@@ -151,7 +154,7 @@ def softmax_loss(
 ) -> Float[Tensor, ""]:
     """Eq. 2: -log P(i | v) with P the softmax of v_j . v / tau over the bank; mean. At chance it is ln N."""
     with torch.autocast(v.device.type, enabled=False):
-        v = unit(v) if normalize else precise(v)
+        v = scaled(v, normalize=normalize)
         logits = v @ bank.to(v.dtype).mT / temperature  # (n, N)
     return F.cross_entropy(logits, index)
 
@@ -171,12 +174,12 @@ def nce_loss(
     h = P / (P + m / N) (eq. 6) with P(j | v) = exp(v_j . v / tau) / Z (eq. 4). v is normalised here, unless `normalize`
     is false. Z is one number, or one for each row (n,).
     """
-    v = unit(v) if normalize else precise(v)
+    v = scaled(v, normalize=normalize)
     ratio = torch.as_tensor(z, dtype=torch.float64, device=v.device) * (negatives.shape[1] / len(bank))  # Z m / N
     log_ratio = ratio.log().to(v.dtype).expand(len(v))  # h = sigmoid(v_j . v / tau - this)
     positive = (v * bank[index].to(v.dtype)).sum(1) / temperature - log_ratio  # (n,)
-    negative = _products(v, bank, negatives) / temperature - log_ratio[:, None]  # (n, m)
-    return -(F.logsigmoid(positive) + F.logsigmoid(-negative).sum(1)).mean()
+    negative: Tensor = _Rejections.apply(v, bank.to(v.dtype), negatives, temperature, log_ratio)  # (n,)
+    return -(F.logsigmoid(positive) + negative).mean()
 
 
 def estimate_z(
@@ -187,16 +190,21 @@ def estimate_z(
     *,
     normalize: bool = True,
 ) -> Tensor:
-    """Eq. 8: Z is about N times the mean of exp(v_j . v / tau) over the rows' negatives j; in double precision."""
-    v = unit(v) if normalize else precise(v)
-    return len(bank) * (_products(v, bank, negatives).double() / temperature).exp().mean()
+    """Eq. 8: Z is about N times the mean of exp(v_j . v / tau) over the rows' negatives j; in double precision.
+
+    It carries no gradient.
+    """
+    v = scaled(v.detach(), normalize=normalize)
+    blocks = _gathered(bank.to(v.dtype), negatives)
+    products = torch.cat([_products(rows, v[block]) for block, rows in blocks])  # (n, m)
+    return len(bank) * (products.double() / temperature).exp().mean()
 
 
 def exact_z(
     v: Float[Tensor, "n d"], bank: Float[Tensor, "N d"], temperature: float, *, normalize: bool = True
 ) -> Float[Tensor, " n"]:
     """Eq. 4: each row's Z, the sum of exp(v_j . v / tau) over the whole bank; in double precision."""
-    v = unit(v) if normalize else precise(v)
+    v = scaled(v, normalize=normalize)
     with torch.autocast(v.device.type, enabled=False):
         return ((v @ bank.to(v.dtype).mT).double() / temperature).exp().sum(1)
 
@@ -207,9 +215,47 @@ def proximal_term(v: Float[Tensor, "n d"], old: Float[Tensor, "n d"]) -> Float[T
     return (v - old.to(v.dtype)).square().sum(1).mean()
 
 
-def _products(v: Tensor, bank: Tensor, rows: Tensor) -> Tensor:
-    """(n, m) products of each v with its own rows of the bank."""
-    with torch.autocast(v.device.type, enabled=False):
+class _Rejections(torch.autograd.Function):
+    """(n,) sums over each row's negatives j of log(1 - h(j, v)), the second term of eq. 7.
+
+    Value and gradient are worked out together, block by block: the bank's rows are gathered once, and all of them are
+    never in memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, bank: Tensor, negatives: Tensor, temperature: float, log_ratio: Tensor) -> Tensor:
+        sums, gradients = list[Tensor](), list[Tensor]()
+        for block, rows in _gathered(bank, negatives):
+            part = v[block].detach().requires_grad_(ctx.needs_input_grad[0])
+            with torch.enable_grad(), torch.autocast(v.device.type, enabled=False):
+                logits = _products(rows, part) / temperature - log_ratio[block, None]
+                rejected = F.logsigmoid(-logits).sum(1)
+                sums.append(rejected.detach())
+                if part.requires_grad:
+                    gradients += torch.autograd.grad(rejected, part, torch.ones_like(rejected))
+        if gradients:
+            ctx.save_for_backward(torch.cat(gradients))
+        return torch.cat(sums)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (gradient,) = ctx.saved_tensors  # (n, d)
+        return outer[0][:, None] * gradient, None, None, None, None
+
+
+def _gathered(bank: Tensor, rows: Int[Tensor, "n m"]) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of the batch and the bank's rows (b, m, d) that are wanted for them; the next block's take their place."""
+    n, m = rows.shape
+    size = max(1, ENTRIES // max(1, m * bank.shape[1])) if bank.device.type == "cpu" else n
+    room = bank.new_empty(min(size, n) * m, bank.shape[1])
+    for start in range(0, n, size):
+        chosen = rows[start : start + size]
         # index_select is twice as fast as indexing on a CPU; the rows are most of a step's cost beside the encoder
-        chosen = bank.to(v.dtype).index_select(0, rows.flatten()).view(*rows.shape, -1)  # (n, m, d)
-        return torch.bmm(chosen, v[:, :, None])[:, :, 0]
+        found = torch.index_select(bank, 0, chosen.flatten(), out=room[: chosen.numel()])
+        yield slice(start, start + size), found.view(*chosen.shape, -1)
+
+
+def _products(rows: Float[Tensor, "n m d"], v: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
+    """The products of each v with its own rows."""
+    with torch.autocast(v.device.type, enabled=False):
+        return torch.bmm(rows, v[:, :, None])[:, :, 0]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bench.encoders.base import Encoder
 from bench.heads import Projector
-from bench.losses import precise, unit
+from bench.losses import scaled, unit
 from bench.methods.base import Batch, DataInfo, Method, Progress
 from bench.momentum import Momentum
 from bench.options import Fraction, Head, Positive, PositiveInt
@@ -92,7 +92,7 @@ def moco_loss(
     chance it is ln(m + 1).
     """
     with torch.autocast(q.device.type, enabled=False):
-        q, k = unit(q) if normalize else precise(q), unit(k.detach())
+        q, k = scaled(q, normalize=normalize), unit(k.detach())
         positive = (q * k).sum(1, keepdim=True)  # (n, 1)
         negative = q @ queue.to(q.dtype).mT  # (n, m)
     logits = torch.cat([positive, negative], 1) / temperature  # (n, 1 + m)

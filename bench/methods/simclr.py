@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bench.encoders.base import Encoder
 from bench.heads import Projector
-from bench.losses import info_nce, precise, similarities, unit
+from bench.losses import info_nce, scaled, similarities
 from bench.methods.base import Batch, DataInfo, Method
 from bench.options import Head, Positive, PositiveInt
 
@@ -83,8 +83,7 @@ def nt_xent(
     z1 and z2 are normalised here, unless `normalize` is false. At chance, and at collapse, it is ln(2n - 1).
     """
     n = len(z1)
-    scaled = unit if normalize else precise
-    z = torch.cat([scaled(z1), scaled(z2)])  # (2n, d)
+    z = torch.cat([scaled(rows, normalize=normalize) for rows in (z1, z2)])  # (2n, d)
     logits = similarities(z, z, normalize=normalize) / temperature  # (2n, 2n)
     itself = torch.eye(2 * n, dtype=torch.bool, device=z.device)
     positives = torch.arange(2 * n, device=z.device).roll(n)  # row i's is i + n, modulo 2n

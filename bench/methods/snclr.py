@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from bench.encoders.base import Encoder
 from bench.heads import Projector, mlp
-from bench.losses import precise, similarities, unit
+from bench.losses import precise, scaled, similarities, unit
 from bench.methods.base import Batch, DataInfo, Method, Progress
 from bench.momentum import Momentum, cosine_to_one
 from bench.options import Annotated, AtMost, Fraction, Head, NonNegativeInt, Positive, PositiveInt
@@ -170,8 +170,8 @@ def snclr_loss(
     the loss is ln(n (K + 1) / (1 + sum of weights)).
     """
     n = len(z)
-    scaled = unit if normalize else precise
-    candidates = torch.cat([scaled(keys)[:, None], scaled(neighbours)], 1).detach()  # (n, K + 1, d)
+    keys, neighbours = (scaled(rows, normalize=normalize) for rows in (keys, neighbours))
+    candidates = torch.cat([keys[:, None], neighbours], 1).detach()  # (n, K + 1, d)
     logits = similarities(z, candidates.flatten(0, 1), normalize=normalize) / temperature  # (n, n (K + 1))
     logits = logits.view(n, n, -1)
     rows = torch.arange(n, device=z.device)

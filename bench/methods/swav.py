@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from bench.encoders.base import Encoder
 from bench.heads import Projector
-from bench.losses import precise, unit
+from bench.losses import precise, scaled, unit
 from bench.methods.base import Batch, DataInfo, Method, ParameterGroup, Progress
 from bench.options import Head, NonNegativeInt, Positive, PositiveInt
 from bench.support import SupportSet
@@ -85,8 +85,7 @@ class SwAV(Method):
         return [ParameterGroup(others), ParameterGroup(frozen, frozen_until=self.freeze_steps)]
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
-        scaled = unit if self.normalize else precise
-        z = [scaled(self.projector(self.encoder(x))) for x in batch.views]  # (n, d) each
+        z = [scaled(self.projector(self.encoder(x)), normalize=self.normalize) for x in batch.views]  # (n, d) each
         scores = {f"s{i}": self.prototypes(rows) for i, rows in enumerate(z, 1)}  # (n, K) each
         return scores | {f"z{i}": rows for i, rows in enumerate(z[: self.views], 1)}
 
