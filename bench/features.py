@@ -1,5 +1,6 @@
 """Representations of clean images: what evaluators see of a trained method."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -104,6 +105,6 @@ class _Layer(nn.Module):
             handle.remove()
         found = maps[0]  # (n, c, h, w); a copy: what follows may change it in place
         if self.dimensions is not None:
-            side = max(1, round((self.dimensions / found.shape[1]) ** 0.5))
+            side = max(1, round(math.sqrt(self.dimensions / found.shape[1])))
             found = pool_to(found, min(side, *found.shape[2:]))
         return found.flatten(1)

@@ -7,6 +7,7 @@ fewer passes over the data than L-BFGS at tight tolerances, in the features' pri
 preconditioner serves best.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -212,7 +213,7 @@ def solve_path(
     mean = wide.mean(0)
     design = _Design.of(wide - mean)
     axes = design.axes
-    small = min(1.0, design.centred.square().mean().sqrt().item()) or 1.0
+    small = min(1.0, math.sqrt(design.centred.square().mean().item())) or 1.0
     theta = wide.new_zeros(axes.shape[1] + 1, loss.columns)
     if start is not None:
         weights, bias = (each.to(wide) for each in start)
@@ -241,7 +242,7 @@ def _principal_axes(centred: Float[Tensor, "n d"]) -> Float[Tensor, "d r"]:
         return torch.linalg.eigh(rows_by_rows(columns, columns).double()).eigenvectors
     values, vectors = torch.linalg.eigh(centred @ centred.mT)  # rising
     there = values > RANK * values[-1].clamp_min(torch.finfo(values.dtype).tiny)
-    return centred.mT @ (vectors[:, there] / values[there].sqrt())
+    return centred.mT @ (vectors[:, there] * values[there].rsqrt())
 
 
 def _check(x: Tensor, loss: RowLoss, l2_values: Sequence[float], tolerance: float) -> None:
@@ -273,7 +274,7 @@ def _newton(
         if largest <= tolerance * (1.0 if moves else unmoved):
             return theta
         # the closer, the more exactly Newton's equation is solved: convergence becomes superlinear
-        accuracy = min(0.1, (largest / loss.rows) ** 0.5)
+        accuracy = min(0.1, math.sqrt(largest / loss.rows))
         direction = _conjugate_gradients(design, (loss, second), penalty, gradient, accuracy)
         slope, step = (gradient * direction).sum().item(), 1.0
         for _ in range(HALVINGS):

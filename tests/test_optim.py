@@ -257,3 +257,21 @@ def test_lars_trusts_a_layer_of_zeros_as_it_is():
     module.head.weight.grad = torch.ones_like(module.head.weight)
     optimizer.step()
     assert torch.equal(module.head.weight, torch.full_like(module.head.weight, -0.1))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_memory_format_of_a_kernel_changes_no_step(name):
+    def moved(memory_format):
+        module = nn.Conv2d(3, 4, 3).to(memory_format=memory_format)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            module.weight.copy_(torch.randn(4, 3, 3, 3, generator=generator))
+        optimizer = build(module, [ParameterGroup(["weight"])], OPTIMIZERS[name])
+        for _ in range(3):
+            set_learning_rate(optimizer, 0.1)
+            (module.weight * torch.randn(4, 3, 3, 3, generator=generator)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return module.weight.detach()
+
+    torch.testing.assert_close(moved(torch.channels_last), moved(torch.contiguous_format), rtol=1e-6, atol=1e-6)

@@ -1,5 +1,6 @@
 """The numerics probe tells machines apart, and the run goes on accordingly."""
 
+import ast
 import json
 import os
 import shutil
@@ -107,3 +108,49 @@ def test_portable_numerics_on_another_kind_of_cpu_say_what_to_set(monkeypatch):
     monkeypatch.setattr("platform.machine", lambda: "arm64")
     with pytest.raises(NumericsError, match="this one is arm64; set numerics: native"):
         pins("portable", 1)
+
+
+def calls_of_roots(path: Path) -> list[str]:
+    """Square roots and powers of one half that torch may take."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in {"sqrt", "sqrt_"}:
+            if not (isinstance(node.func.value, ast.Name) and node.func.value.id in {"math", "np"}):
+                found.append(f"{path.name}:{node.lineno}")
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+            if isinstance(node.right, ast.Constant) and node.right.value == 0.5:
+                found.append(f"{path.name}:{node.lineno}")
+    return found
+
+
+def test_no_number_is_decided_by_the_square_root_that_differs_between_makers(tmp_path):
+    probe = tmp_path / "probe.py"
+    probe.write_text("x.sqrt()\ntorch.sqrt(x)\nx ** 0.5\nmath.sqrt(2)\nnp.sqrt(x)\n")
+    assert len(calls_of_roots(probe)) == 3
+    assert [root for path in sorted((ROOT / "bench").rglob("*.py")) for root in calls_of_roots(path)] == []
+
+
+ROOTS = """
+import numpy as np, torch, torch.nn.functional as F
+from bench.optim import build
+from bench.methods.base import ParameterGroup
+x = torch.rand(100_003, generator=torch.Generator().manual_seed(0)) + 0.01
+assert (x.rsqrt().numpy() == 1 / np.sqrt(x.numpy())).all()
+assert (torch.stack([v.norm() for v in x[:999, None]]) == x[:999]).all()
+weight = torch.nn.Module()
+weight.x = torch.nn.Parameter(torch.zeros(1000, 100))
+options = {"name": "adamw", "lr": 1.0, "weight_decay": 0.0, "decay_norm_bias": True}
+optimizer = build(weight, [ParameterGroup(["x"])], options)
+weight.x.grad = x[:100_000].view(1000, 100).clone()
+optimizer.step()
+seen = optimizer.state[weight.x]
+root = np.sqrt(seen["exp_avg_sq"].numpy()) / np.float32(np.sqrt(1 - 0.999)) + np.float32(1e-8)
+step = np.float32(1.0 / (1 - 0.9)) * seen["exp_avg"].numpy() / root
+off = np.abs(weight.x.detach().numpy() + step)
+assert off.max() < 4e-7, off.max()
+"""
+
+
+def test_the_roots_that_numbers_rest_on_round_correctly():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **pins("portable", 1)}
+    subprocess.run([sys.executable, "-c", ROOTS], env=environment, check=True)

@@ -73,4 +73,4 @@ def _standardised(z: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     """Mean 0 and (population) variance 1 over the batch, in at least single precision."""
     z = precise(z)
     centred = z - z.mean(0)
-    return centred / (centred.square().mean(0) + EPSILON).sqrt()
+    return centred * (centred.square().mean(0) + EPSILON).rsqrt()
