@@ -109,5 +109,5 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> No
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
             p = parameters[int(index)]
-            laid_out = torch.empty_like(p).copy_(value) if value.shape == p.shape else value.clone()
-            optimizer.state[p][key] = laid_out
+            whole = value.shape == p.shape
+            optimizer.state[p][key] = torch.empty_like(p).copy_(value) if whole else value.to(p.device, copy=True)

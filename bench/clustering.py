@@ -6,9 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bench.products import largest, rows_by_rows
+from bench.products import maximum_inner_product
 
-ENTRIES = 2**22  # of a block of distances, so that it stays near the cache: more rows than fit are taken in chunks
 NUDGE = 1e-3  # of a split centroid, relative to the spread of its rows
 RANK = 1e-10  # share of the largest variance below which a direction holds round-off only
 
@@ -77,11 +76,15 @@ def objective(features: Float[Tensor, "n d"], assignments: Int[Tensor, " n"], ce
     return (features - centroids[assignments]).square().sum(1).mean().item()
 
 
+def nearest_centroids(features: Float[Tensor, "n d"], centroids: Float[Tensor, "k d"]) -> Int[Tensor, " n"]:
+    """The centroid at the smallest distance of each row, the lower of equals."""
+    # -|x - c|^2 / 2 = x . c - |c|^2 / 2, up to what x alone decides
+    return maximum_inner_product(features, centroids, -centroids.square().sum(1) / 2)
+
+
 def _assign(features: Tensor, centroids: Tensor, split_empty: bool, generator: torch.Generator) -> Tensor:
     """Each row's nearest centroid, the lower of equals; moves centroids of clusters that are split."""
-    half = -centroids.square().sum(1) / 2  # -|x - c|^2 / 2 = x . c - |c|^2 / 2, up to what x alone decides
-    chunk = max(1, ENTRIES // len(centroids))
-    assignments = torch.cat([largest(rows_by_rows(rows, centroids, half))[1] for rows in features.split(chunk)])
+    assignments = nearest_centroids(features, centroids)
     sizes = torch.bincount(assignments, minlength=len(centroids))
     if split_empty:
         for empty in torch.nonzero(sizes == 0)[:, 0].tolist():

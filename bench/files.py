@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_IMODE
 from typing import Any
 
 from bench.errors import BenchError
@@ -53,11 +54,15 @@ def demand_writable(folder: Path, mend: str) -> None:
 def written(path: Path) -> Iterator[Path]:
     """A path beside, for the body to write to, that then takes this one's name.
 
-    A reader sees the old file or the whole new one.
+    A reader sees the old file or the whole new one. Who may read it is up to the umask, as for any new file, even where
+    what the body calls makes a file that nobody else may read.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.touch()
+    mode = S_IMODE(beside.stat().st_mode)
     yield beside
+    beside.chmod(mode)
     with beside.open("rb") as file:
         os.fsync(file.fileno())
     beside.replace(path)

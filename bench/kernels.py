@@ -14,6 +14,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
+Halves = NDArray[np.uint16]
 Words = NDArray[np.uint32]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -26,7 +27,7 @@ NOTHING, CROP, FLIP, BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAYSCALE, SOLARISE,
 RED, GREEN, BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
 ZERO, ONE, TWO, THREE = np.float32(0), np.float32(1), np.float32(2), np.float32(3)
 LANES = 32  # independent sums or maxima, which a loop without fast-math keeps in vector registers
-BLOCK = 512  # values among which the first largest is looked for again, a multiple of LANES
+BLOCK = 128  # values that are passed over at once where the largest of them cannot be the largest, a multiple of LANES
 FOUR, FIVE, SIX, WHITE = np.float32(4), np.float32(5), np.float32(6), np.float32(255)
 LOW, HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
@@ -435,30 +436,48 @@ def _prune(held: Floats, copy: Floats, places: Ints, count: int, k: int, off: Fl
 
 
 @compiled
-def largest(values: Floats, best: Floats, places: Ints) -> None:
-    """The largest value of every row and its place, the first of equals; nan is passed over.
+def search(
+    products: Words | Halves,
+    shift: np.uint32,
+    asked: tuple[Floats, Floats],
+    among: tuple[Floats, Floats],
+    first: int,
+    found: tuple[Doubles, Ints],
+) -> None:
+    """The row with the largest product for every query, the first of equals, decided in double precision.
 
-    A block's largest is found by lanes, and only where it is more than all before it is its place looked for.
+    What is given of the products only says which rows the decision is between. A product that is nan is passed over.
 
     Args:
-        values: (n, m).
-        best: (n,) the largest; -inf for a row of nothing but nan, whose place is 0.
-        places: (n,).
+        products: (n, m) bits of the products.
+        shift: what makes them the bits of single precision: 0, or 16 for bfloat16.
+        asked: (n, d) queries, and by how much each one's products may be off once the bias is added (n,), which may be
+            infinite.
+        among: (m, d) rows of a larger matrix, and the bias (m,) that is added to the products with each.
+        first: the first row's place there.
+        found: (n,) the largest product so far, -inf at first, and its row's place (n,); both are changed here.
     """
-    lanes = np.empty(LANES, np.float32)
-    for i in range(len(values)):
-        row = values[i]
-        high, place = np.float32(-np.inf), 0
-        for start in range(0, len(row), BLOCK):
-            stop = min(start + BLOCK, len(row))
-            top = _highest(row[start:stop], lanes)
-            if top > high:
-                high, place = top, start
-        for j in range(place, min(place + BLOCK, len(row))):
-            if row[j] == high:
-                place = j
-                break
-        best[i], places[i] = high, place
+    (queries, off), (rows, bias), (best, places) = asked, among, found
+    lanes, sums = np.empty(LANES, np.float32), np.empty(LANES, np.float64)
+    words = np.empty(len(rows), np.uint32)
+    values, tops = words.view(np.float32), np.empty(len(rows) // BLOCK + 1, np.float32)
+    for i in range(len(products)):
+        for j in range(len(words)):
+            words[j] = np.uint32(products[i, j]) << shift
+        for j in range(len(values)):
+            values[j] += bias[j]
+        high = np.float32(-np.inf)
+        for block in range(len(tops)):
+            tops[block] = _highest(values[block * BLOCK : (block + 1) * BLOCK], lanes)
+            high = max(high, tops[block])
+        bound = max(best[i] - off[i], float(high) - 2 * float(off[i]))
+        for block in range(len(tops)):
+            if not tops[block] < bound:  # a bound that is nan, from infinities, leaves none out
+                for j in range(block * BLOCK, min((block + 1) * BLOCK, len(values))):
+                    if not values[j] < bound:
+                        product = _dot(queries[i], rows[j], sums) + bias[j]
+                        if product > best[i]:
+                            best[i], places[i] = product, first + j
 
 
 @linked
@@ -488,19 +507,22 @@ def dots(rows: Doubles, queries: Doubles, places: Ints, counts: Ints, products: 
         counts: (q,) how many of them are meant.
         products: (q, m); what is beyond a query's count stays as it is.
     """
-    whole = rows.shape[1] - rows.shape[1] % LANES
-    lanes = np.empty(LANES, np.float64)
+    sums = np.empty(LANES, np.float64)
     for i in range(len(queries)):
-        query = queries[i]
         for j in range(counts[i]):
-            row = rows[places[i, j]]
-            lanes[:] = 0.0
-            for start in range(0, whole, LANES):
-                for lane in range(LANES):
-                    lanes[lane] += row[start + lane] * query[start + lane]
-            total = 0.0
-            for value in lanes:
-                total += value
-            for k in range(whole, len(row)):
-                total += row[k] * query[k]
-            products[i, j] = total
+            products[i, j] = _dot(queries[i], rows[places[i, j]], sums)
+
+
+@linked
+def _dot(a: Doubles | Floats, b: Doubles | Floats, sums: Doubles) -> float:
+    whole = len(a) - len(a) % LANES
+    sums[:] = 0.0
+    for start in range(0, whole, LANES):
+        for lane in range(LANES):
+            sums[lane] += np.float64(a[start + lane]) * np.float64(b[start + lane])
+    total = 0.0
+    for value in sums:
+        total += value
+    for k in range(whole, len(a)):
+        total += np.float64(a[k]) * np.float64(b[k])
+    return total

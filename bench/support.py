@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bench.losses import unit
-from bench.products import largest, rows_by_rows
+from bench.products import maximum_inner_product, rows_by_rows
 from bench.random import derive
 
 BLOCK = 4096  # rows of a support set that are compared at a time: their cosines stay in the cache
@@ -90,6 +90,8 @@ class SupportSet(nn.Module):
     @torch.no_grad()
     def _nearest_slots(self, z: Float[Tensor, "n d"], k: int, allowed: Tensor | None) -> Int[Tensor, "n k"]:
         """Places in the ring, which is not put in order first: that would copy all of it."""
+        if k == 1 and allowed is None:
+            return maximum_inner_product(z, self.ring)[:, None]
         if allowed is not None:
             allowed = allowed.roll(self._oldest(), -1).expand(len(z), -1)
         best: list[Tensor] = []
@@ -98,9 +100,9 @@ class SupportSet(nn.Module):
             cosines = rows_by_rows(z, self.ring[start : start + BLOCK])  # (n, block)
             if allowed is not None:
                 cosines = cosines.masked_fill(~allowed[:, start : start + BLOCK], -torch.inf)
-            values, places = _most(cosines, min(k, cosines.shape[1]))
-            best.append(values)
-            slots.append(places + start)
+            found = cosines.topk(min(k, cosines.shape[1]), 1)
+            best.append(found.values)
+            slots.append(found.indices + start)
         chosen = torch.cat(best, 1).topk(k, 1)
         if allowed is not None and not bool(chosen.values.isfinite().all()):
             raise ValueError(f"fewer than k = {k} rows are allowed for some queries")
@@ -160,12 +162,3 @@ class MemoryBank(nn.Module):
         """
         mixed = self.momentum * self.rows[index] + (1 - self.momentum) * unit(z).to(self.rows.dtype)
         self.rows[index] = unit(mixed)
-
-
-def _most(cosines: Float[Tensor, "n m"], k: int) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
-    """The k largest of each row and their places."""
-    if k > 1:
-        found = cosines.topk(k, 1)
-        return found.values, found.indices
-    values, places = largest(cosines)
-    return values[:, None], places[:, None]

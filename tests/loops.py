@@ -27,6 +27,7 @@ def main() -> None:
 
     from bench.augment import make_views
     from bench.evaluators.knn import nearest_rows
+    from bench.products import maximum_inner_product
     from bench.random import Address
 
     ops = [{"crop": {"scale": [0.5, 1.0], "ratio": [0.75, 1.25]}}]
@@ -34,6 +35,7 @@ def main() -> None:
     make_views(recipe, torch.zeros(2, 8, 8, 3, dtype=torch.uint8), Address(0, "views", np.arange(2)))
     rows = torch.eye(8)
     nearest_rows(rows, rows, 2)
+    maximum_inner_product(rows, rows)
 
 
 if __name__ == "__main__":

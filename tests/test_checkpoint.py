@@ -1,13 +1,15 @@
 """Tensors in files: whole, in place of none but an older one, and written from where they lie."""
 
 import errno
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from bench.checkpoint import load_tensors, save_tensors
+from bench.checkpoint import load_tensors, optimizer_tensors, restore_optimizer, save_tensors
+from bench.files import write_json
 
 MEASURE = """
 import sys
@@ -78,6 +80,30 @@ def test_a_full_disk_is_an_error_with_its_number_and_the_older_file_stays(tmp_pa
         save_tensors(path, {"x": torch.ones(1 << 20)})
     assert raised.value.errno == errno.ENOSPC
     assert load_tensors(path).tensors["x"].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_who_may_read_what_is_written_is_up_to_the_umask(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        save_tensors(tmp_path / "tensors", {"x": torch.ones(2)})
+        write_json(tmp_path / "json", 1)
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {"tensors": mode, "json": mode}
+
+
+def test_all_of_an_optimizers_state_is_put_back_on_its_parameters_device():
+    saved = torch.optim.AdamW(weights := [torch.ones(3, requires_grad=True)], fused=True)
+    weights[0].sum().backward()
+    saved.step()
+    elsewhere = torch.ones(3, device="meta", requires_grad=True)
+    resumed = torch.optim.AdamW([elsewhere])
+    restore_optimizer(resumed, optimizer_tensors(saved))
+    state = resumed.state[elsewhere]
+    assert {name: value.device.type for name, value in state.items()} == dict.fromkeys(
+        ("step", "exp_avg", "exp_avg_sq"), "meta"
+    )
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
 
-import bench.clustering
 import bench.methods.deepcluster
+from bench import products
 from bench.clustering import kmeans, nmi, objective, pca_whiten
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # float64: a few hundred operations, each within 1e-16
@@ -257,13 +257,16 @@ def test_names_of_clusters_do_not_matter_to_the_objective(x, k):
     assert nmi(names[assignments], assignments) == pytest.approx(1, abs=1e-12)
 
 
-def test_features_taken_in_chunks_give_the_same_clusters(monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_features_taken_in_blocks_give_the_same_clusters(monkeypatch, dtype):
     x, k = DISTINCT["usual"]
+    x = x.to(dtype)
     whole = kmeans(x, k, 10, seed=0)
-    monkeypatch.setattr(bench.clustering, "ENTRIES", 3 * k + 1)
-    chunked = kmeans(x, k, 10, seed=0)
-    assert torch.equal(chunked[0], whole[0])
-    torch.testing.assert_close(chunked[1], whole[1], **CLOSE)
+    monkeypatch.setattr(products, "ENTRIES", 3 * k + 1)
+    monkeypatch.setattr(products, "ROWS", 3)
+    in_blocks = kmeans(x, k, 10, seed=0)
+    assert torch.equal(in_blocks[0], whole[0])
+    torch.testing.assert_close(in_blocks[1], whole[1], **CLOSE)
 
 
 def test_blobs_far_apart_are_found():

@@ -137,6 +137,19 @@ def test_value_and_gradient_equal_the_naive_loop(v, bank, index, negatives, temp
 
 
 @cases
+@pytest.mark.parametrize("rows_at_a_time", [1, 2, 3])
+def test_negatives_gathered_in_several_blocks_are_each_rows_own(
+    monkeypatch, v, bank, index, negatives, temperature, rows_at_a_time
+):
+    monkeypatch.setattr(instdisc, "ENTRIES", rows_at_a_time * negatives.shape[1] * bank.shape[1])
+    case = (v, bank, index, negatives, temperature, exact_z(v, bank, temperature))
+    for ours, theirs in zip(value_and_gradient(nce_loss, *case), value_and_gradient(naive_nce, *case), strict=True):
+        torch.testing.assert_close(ours, theirs, **CLOSE)
+    wanted = naive_z(v, bank, negatives, temperature)
+    torch.testing.assert_close(estimate_z(v, bank, negatives, temperature), wanted, **CLOSE)
+
+
+@cases
 @pytest.mark.parametrize("factor", [1e-3, 0.5, 20.0])
 def test_nce_takes_any_z(v, bank, index, negatives, temperature, factor):
     case = (v, bank, index, negatives, temperature, factor * exact_z(v, bank, temperature))

@@ -1,72 +1,190 @@
-"""Products without a gradient, and the largest of each row, against what torch says of them."""
+"""Products without a gradient, and which of them is the largest, against double precision."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import kernels
-from bench.products import largest, rows_by_rows
+from bench import kernels, products
+from bench.numerics import pins
+from bench.products import maximum_inner_product, relative_error, rows_by_rows
 
-WIDTHS = [1, 2, 31, 32, 33, 511, 512, 513, 1024, 1500]
+ROOT = Path(__file__).resolve().parents[1]
+COUNTS = [1, 2, 31, 32, 33, 127, 128, 129, 1023, 1024, 1025, 2100]
+KINDS = {"single": torch.float32, "bfloat16": torch.bfloat16}
+kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 
 def drawn(*shape, dtype=torch.float32, seed=0):
     return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_the_largest_of_each_row_is_found_wherever_it_lies(width):
-    values = drawn(width, width).clamp_max(3)
-    values[range(width), range(width)] = 4.0
-    best, places = largest(values)
-    assert best.tolist() == [4.0] * width
-    assert places.tolist() == list(range(width))
+def rounded(a, b):
+    """The products of rows in bfloat16, as a CPU with instructions for it has them: summed in single precision."""
+    return (a.float() @ b.float().mT).to(a.dtype)
 
 
-@given(st.integers(1, 5), st.sampled_from(WIDTHS), st.integers(0, 99))
-def test_of_equals_the_first_is_the_largest(n, width, seed):
-    values = drawn(n, width, seed=seed).round()  # whole numbers, so that many are equal
-    best, places = largest(values)
-    assert torch.equal(best, values.max(1).values)
-    for row, high, place in zip(values.tolist(), best.tolist(), places.tolist(), strict=True):
-        assert row.index(high) == place
+@pytest.fixture
+def screen(monkeypatch, kind):
+    """What the fast products are made in."""
+    monkeypatch.setattr(products, "multiplies_bfloat16", lambda: kind == torch.bfloat16)
+    monkeypatch.setattr(products, "_multiplied", rounded)
 
 
-def test_rows_of_a_larger_matrix_are_read_as_they_lie():
+def naive(queries, rows, bias):
+    """The first of the largest in double precision; nan is passed over."""
+    found = []
+    for query in queries.double():
+        scores = [(query * row).sum().item() + added for row, added in zip(rows.double(), bias.tolist(), strict=True)]
+        known = [score for score in scores if not math.isnan(score)]
+        found.append(scores.index(max(known)) if known else 0)
+    return found
+
+
+@kinds
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.usefixtures("screen")
+def test_the_row_of_the_largest_product_is_found_wherever_it_lies(count):
+    rows = torch.nn.functional.normalize(drawn(count, 24), dim=1)
+    found = maximum_inner_product(3 * rows, rows)
+    assert found.tolist() == list(range(count))
+
+
+@kinds
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.usefixtures("screen")
+def test_it_is_that_of_double_precision(count, seed):
+    queries, rows, bias = drawn(5, 7, seed=seed), drawn(count, 7, seed=seed + 10), drawn(count, seed=seed + 20)
+    assert maximum_inner_product(queries, rows, bias).tolist() == naive(queries, rows, bias)
+    assert maximum_inner_product(queries, rows).tolist() == naive(queries, rows, 0 * bias)
+
+
+@kinds
+@pytest.mark.parametrize("scale", [1e-30, 1e-23, 1e-16, 1e15])
+@pytest.mark.usefixtures("screen")
+def test_vectors_whose_squares_leave_single_precision_are_told_apart(scale):
+    queries, rows = drawn(9, 40) * scale, drawn(300, 40, seed=1) * scale
+    for pair in ((queries, drawn(300, 40, seed=1)), (drawn(9, 40), rows), (queries, rows)):
+        assert maximum_inner_product(*pair).tolist() == naive(*pair, torch.zeros(300))
+
+
+@kinds
+@pytest.mark.parametrize("place", [0, 1, 130, 1500, 2099])
+@pytest.mark.usefixtures("screen")
+def test_what_single_precision_cannot_tell_apart_is_told_apart(place):
+    queries, rows = torch.ones(2, 3), torch.tensor([1.0, 0.5, 0.0]).repeat(2100, 1)
+    rows[place, 2] = 2.0**-40
+    assert maximum_inner_product(queries, rows).tolist() == [place, place]
+
+
+@kinds
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.usefixtures("screen")
+def test_of_equals_the_first_is_found(seed):
+    queries, rows = drawn(40, 3, seed=seed).round(), drawn(2100, 3, seed=seed + 1).round()  # so that many are equal
+    assert maximum_inner_product(queries, rows).tolist() == naive(queries, rows, torch.zeros(2100))
+
+
+@kinds
+@pytest.mark.usefixtures("screen")
+def test_rows_far_apart_in_length_and_far_from_zero_are_told_apart():
+    lengths = torch.logspace(-6, 6, 300)[:, None]
+    queries, rows = drawn(9, 16) * lengths[::34], 100 + drawn(300, 16, seed=1) * lengths
+    bias = -rows.square().sum(1) / 2
+    for order in (slice(None), torch.arange(299, -1, -1)):
+        given = (queries, rows[order], bias[order])
+        assert maximum_inner_product(*given).tolist() == naive(*given)
+
+
+@kinds
+@pytest.mark.usefixtures("screen")
+def test_nan_is_passed_over_and_a_query_of_nothing_else_finds_the_first_row():
+    queries, rows = torch.tensor([[1.0], [math.nan], [-1.0]]), torch.tensor([[math.nan], [1.0], [math.nan], [2.0]])
+    assert maximum_inner_product(queries, rows).tolist() == [3, 0, 1]
+
+
+@kinds
+@pytest.mark.usefixtures("screen")
+def test_infinite_products_are_the_largest():
+    rows = torch.tensor([[1.0], [math.inf], [2.0]])
+    assert maximum_inner_product(torch.ones(1, 1), rows).tolist() == [1]
+    assert maximum_inner_product(torch.ones(1, 1), rows, torch.tensor([0.0, -math.inf, 0.0])).tolist() == [2]
+
+
+@kinds
+@pytest.mark.usefixtures("screen")
+def test_rows_and_queries_are_read_as_they_lie():
     whole = drawn(6, 40)
     for part in (whole[:, 3:38], whole[::2], whole.mT):
-        assert torch.equal(largest(part)[1], part.max(1).indices)
+        same = part.clone(memory_format=torch.contiguous_format)
+        assert torch.equal(maximum_inner_product(part, part), maximum_inner_product(same, same))
 
 
-def test_double_precision_is_left_to_torch():
-    values = drawn(3, 5, dtype=torch.float64)
-    assert torch.equal(largest(values)[0], values.max(1).values)
+def test_double_precision_is_left_to_torch(monkeypatch):
+    monkeypatch.setattr(products, "ENTRIES", 20)
+    queries, rows, bias = (drawn(*shape, dtype=torch.float64) for shape in ((7, 4), (9, 4), (9,)))
+    assert maximum_inner_product(queries, rows, bias).tolist() == naive(queries, rows, bias)
 
 
-def test_nan_is_passed_over_and_a_row_of_nothing_else_has_place_zero():
-    values = torch.tensor([[math.nan, 1.0, math.nan, 2.0], [math.nan] * 4])
-    best, places = largest(values)
-    assert best.tolist() == [2.0, -math.inf]
-    assert places.tolist() == [3, 0]
+@kinds
+@given(
+    n=st.integers(1, 4),
+    dim=st.integers(1, 300),
+    scale=st.sampled_from([1e-20, 1e-3, 1.0, 1e6]),
+    seed=st.integers(0, 99),
+)
+def test_no_product_is_off_by_more_than_is_said(kind, n, dim, scale, seed):
+    a, b = drawn(n, dim, seed=seed) * scale, drawn(6, dim, seed=seed + 1)
+    exact = a.double() @ b.double().mT
+    off = (rounded(a.to(kind), b.to(kind)).double() - exact).abs()
+    assert (off <= relative_error(kind, dim) * a.double().norm(dim=1)[:, None] * b.double().norm(dim=1)).all()
+
+
+NATIVE = """
+import torch
+from bench import products
+torch.set_num_threads(1)
+generator = torch.Generator().manual_seed(0)
+queries, rows = (torch.nn.functional.normalize(torch.randn(n, 256, generator=generator), dim=1) for n in (300, 5000))
+exact = (queries.double() @ rows.double().mT).max(1).indices
+assert torch.equal(products.maximum_inner_product(queries, rows), exact)
+if products.multiplies_bfloat16():
+    a, b = queries.bfloat16(), rows.bfloat16()
+    off = (products._multiplied(a, b).double() - queries.double() @ rows.double().mT).abs().max()
+    assert 1e-4 < off < products.relative_error(torch.bfloat16, 256), off
+"""
+
+
+def test_this_cpus_own_fast_products_are_as_near_as_is_said():
+    bare = {name: value for name, value in os.environ.items() if name not in pins("portable", 1)}
+    environment = {**bare, **pins("native", 1), "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", NATIVE], env=environment, check=True)
+
+
+def test_portable_numerics_do_without_bfloat16():
+    assert not products.multiplies_bfloat16()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_bias_is_added_to_the_products_with_each_row(dtype):
-    a, b, bias = drawn(7, 5, dtype=dtype), drawn(9, 5, dtype=dtype), drawn(9, dtype=dtype)
-    naive = torch.tensor([[sum(x * y for x, y in zip(p, q, strict=True)) for q in b.tolist()] for p in a.tolist()])
-    assert torch.allclose(rows_by_rows(a, b).double(), naive.double(), atol=1e-5)
-    assert torch.allclose(rows_by_rows(a, b, bias).double(), (naive + bias).double(), atol=1e-5)
+def test_rows_by_rows_are_the_products_of_every_two(dtype):
+    a, b = drawn(7, 5, dtype=dtype), drawn(9, 5, dtype=dtype)
+    wanted = torch.tensor([[sum(x * y for x, y in zip(p, q, strict=True)) for q in b.tolist()] for p in a.tolist()])
+    assert torch.allclose(rows_by_rows(a, b).double(), wanted.double(), atol=1e-5)
 
 
 @pytest.mark.parametrize("dim", [1, 31, 32, 33, 128])
 def test_dots_are_the_products_of_each_query_with_its_own_rows(dim):
     rows, queries = drawn(20, dim, dtype=torch.float64), drawn(4, dim, dtype=torch.float64)
     places, counts = torch.randint(20, (4, 6)), torch.tensor([0, 1, 5, 6])
-    products = torch.full((4, 6), -7.0, dtype=torch.float64)
-    kernels.dots(rows.numpy(), queries.numpy(), places.numpy(), counts.numpy(), products.numpy())
+    found = torch.full((4, 6), -7.0, dtype=torch.float64)
+    kernels.dots(rows.numpy(), queries.numpy(), places.numpy(), counts.numpy(), found.numpy())
     for i, count in enumerate(counts.tolist()):
-        assert torch.allclose(products[i, :count], rows[places[i, :count]] @ queries[i])
-        assert products[i, count:].tolist() == [-7.0] * (6 - count)
+        assert torch.allclose(found[i, :count], rows[places[i, :count]] @ queries[i])
+        assert found[i, count:].tolist() == [-7.0] * (6 - count)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
-from bench.clustering import kmeans, nmi, objective
+from bench.clustering import kmeans, nearest_centroids, nmi, objective
 from bench.evaluators.base import EvaluationData, Result
 from bench.features import Trained
 from bench.options import PositiveInt
@@ -44,7 +44,7 @@ def evaluate(
     count = min(per_class * data.classes, len(rows))
     found = [kmeans(rows, count, iterations, derive(seed, "clusters", run)) for run in range(restarts)]
     _, centroids = min(found, key=lambda pair: objective(rows, *pair))
-    assignments = torch.cdist(queries, centroids).argmin(1)
+    assignments = nearest_centroids(queries, centroids)
     labels = data.query.labels
     ami = adjusted_mutual_info_score(labels.cpu().numpy(), assignments.cpu().numpy())
     metrics = {"nmi": nmi(assignments, labels), "ami": round(float(ami), DIGITS), "purity": purity(assignments, labels)}

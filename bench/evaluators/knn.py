@@ -14,7 +14,7 @@ from bench import kernels
 from bench.evaluators.base import EvaluationData, Result, top1
 from bench.features import Trained
 from bench.options import Places, Positive, RowCounts
-from bench.products import rows_by_rows
+from bench.products import relative_error, rows_by_rows
 
 CHUNK = 512  # queries at a time, so that the similarities of large sets are never all in memory
 DIGITS = 12  # similarities that agree to so many decimals are ties, whatever order they were summed in
@@ -113,9 +113,8 @@ def nearest_rows(
 def _nearest(rows: Tensor, coarse: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     n, d = rows.shape
     values = rows_by_rows(queries.float(), coarse)  # (q, n)
-    # a sum of d products of single precision is off by less than (d + 4) / 2^24 for vectors of length 1, in whatever
-    # order it is summed: what is less than the k-th largest by more than two of them may be off is less similar
-    off = 2 * (d + 4) * 2.0**-24
+    # what is less than the k-th largest by more than two products of vectors of length 1 may be off is less similar
+    off = 2 * relative_error(torch.float32, d)
     found, counts = _candidates(values, k, off, room=min(n, 2 * k + SPARE))
     positions, similarities = found.new_empty(len(queries), k), queries.new_empty(len(queries), k)
     sure = counts >= k

@@ -17,6 +17,7 @@ from bench.store import Store
 
 POLL_SECONDS = 0.2
 REST = 50  # times what looking at all cells takes, a tenth of a core for a thousand of them every POLL_SECONDS
+LONGEST_REST = 5.0  # seconds, should the store answer slowly for once
 FOREVER_MINUTES = 60 * 24 * 365  # submitit's local executor stops a job after two minutes by default
 
 
@@ -52,7 +53,7 @@ def _work(worker: Worker, slots: int, gpus: int, bar: Bar) -> str | None:
         while not all([job.done() for job in jobs]):
             begun = time.monotonic()
             bar.refresh()
-            time.sleep(max(POLL_SECONDS, REST * (time.monotonic() - begun)))
+            time.sleep(max(POLL_SECONDS, min(LONGEST_REST, REST * (time.monotonic() - begun))))
     except KeyboardInterrupt:
         for job in jobs:
             job.cancel()

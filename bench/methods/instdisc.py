@@ -172,10 +172,11 @@ def nce_loss(
     """Eq. 7: -log h(i, v) - sum over the m negatives j of log(1 - h(j, v)); mean over rows.
 
     h = P / (P + m / N) (eq. 6) with P(j | v) = exp(v_j . v / tau) / Z (eq. 4). v is normalised here, unless `normalize`
-    is false. Z is one number, or one for each row (n,).
+    is false. Z is one number, or one for each row (n,); no gradient flows into it.
     """
     v = scaled(v, normalize=normalize)
-    ratio = torch.as_tensor(z, dtype=torch.float64, device=v.device) * (negatives.shape[1] / len(bank))  # Z m / N
+    z = torch.as_tensor(z, dtype=torch.float64, device=v.device).detach()
+    ratio = z * (negatives.shape[1] / len(bank))  # Z m / N
     log_ratio = ratio.log().to(v.dtype).expand(len(v))  # h = sigmoid(v_j . v / tau - this)
     positive = (v * bank[index].to(v.dtype)).sum(1) / temperature - log_ratio  # (n,)
     negative: Tensor = _Rejections.apply(v, bank.to(v.dtype), negatives, temperature, log_ratio)  # (n,)
