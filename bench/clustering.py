@@ -79,7 +79,7 @@ def objective(features: Float[Tensor, "n d"], assignments: Int[Tensor, " n"], ce
 def nearest_centroids(features: Float[Tensor, "n d"], centroids: Float[Tensor, "k d"]) -> Int[Tensor, " n"]:
     """The centroid at the smallest distance of each row, the lower of equals."""
     # -|x - c|^2 / 2 = x . c - |c|^2 / 2, up to what x alone decides
-    return maximum_inner_product(features, centroids, -centroids.square().sum(1) / 2)
+    return maximum_inner_product(features, centroids, -centroids.double().square().sum(1) / 2)
 
 
 def _assign(features: Tensor, centroids: Tensor, split_empty: bool, generator: torch.Generator) -> Tensor:

@@ -59,13 +59,17 @@ def written(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.unlink(missing_ok=True)  # of a process with this number that was killed
     beside.touch()
     mode = S_IMODE(beside.stat().st_mode)
-    yield beside
-    beside.chmod(mode)
-    with beside.open("rb") as file:
-        os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        yield beside
+        beside.chmod(mode)
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

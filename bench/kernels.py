@@ -14,6 +14,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
+Flags = NDArray[np.bool_]
 Halves = NDArray[np.uint16]
 Words = NDArray[np.uint32]
 Ints = NDArray[np.int64]
@@ -438,46 +439,65 @@ def _prune(held: Floats, copy: Floats, places: Ints, count: int, k: int, off: Fl
 @compiled
 def search(
     products: Words | Halves,
-    shift: np.uint32,
     asked: tuple[Floats, Floats],
-    among: tuple[Floats, Floats],
+    among: tuple[Floats, Doubles],
     first: int,
     found: tuple[Doubles, Ints],
-) -> None:
+    most: int,
+) -> Flags:
     """The row with the largest product for every query, the first of equals, decided in double precision.
 
-    What is given of the products only says which rows the decision is between. A product that is nan is passed over.
+    What is given of the products only says which rows the decision is between. Products that are nan or -inf are
+    passed over.
 
     Args:
-        products: (n, m) bits of the products.
-        shift: what makes them the bits of single precision: 0, or 16 for bfloat16.
+        products: (n, m) bits of the products, in single precision or bfloat16.
         asked: (n, d) queries, and by how much each one's products may be off once the bias is added (n,), which may be
             infinite.
         among: (m, d) rows of a larger matrix, and the bias (m,) that is added to the products with each.
         first: the first row's place there.
         found: (n,) the largest product so far, -inf at first, and its row's place (n,); both are changed here.
+        most: how many rows a decision may be between.
+
+    Returns:
+        (n,) the queries that are not decided, since more rows may have the largest product; theirs is unchanged.
     """
     (queries, off), (rows, bias), (best, places) = asked, among, found
+    shift = np.uint32(32 - 8 * products.itemsize)  # bfloat16 is the upper half of single precision
     lanes, sums = np.empty(LANES, np.float32), np.empty(LANES, np.float64)
-    words = np.empty(len(rows), np.uint32)
+    words, chosen = np.empty(len(rows), np.uint32), np.empty(len(rows), np.int64)
     values, tops = words.view(np.float32), np.empty(len(rows) // BLOCK + 1, np.float32)
+    undecided = np.zeros(len(queries), np.bool_)
     for i in range(len(products)):
         for j in range(len(words)):
             words[j] = np.uint32(products[i, j]) << shift
         for j in range(len(values)):
-            values[j] += bias[j]
-        high = np.float32(-np.inf)
-        for block in range(len(tops)):
-            tops[block] = _highest(values[block * BLOCK : (block + 1) * BLOCK], lanes)
-            high = max(high, tops[block])
-        bound = max(best[i] - off[i], float(high) - 2 * float(off[i]))
-        for block in range(len(tops)):
-            if not tops[block] < bound:  # a bound that is nan, from infinities, leaves none out
-                for j in range(block * BLOCK, min((block + 1) * BLOCK, len(values))):
-                    if not values[j] < bound:
-                        product = _dot(queries[i], rows[j], sums) + bias[j]
-                        if product > best[i]:
-                            best[i], places[i] = product, first + j
+            values[j] += np.float32(bias[j])
+        count = _possible(values, best[i], off[i], chosen, tops, lanes)
+        undecided[i] = count > most
+        if not undecided[i]:
+            for j in chosen[:count]:
+                product = _dot(queries[i], rows[j], sums) + bias[j]
+                if product > best[i]:
+                    best[i], places[i] = product, first + j
+    return undecided
+
+
+@linked
+def _possible(values: Floats, best: float, off: Float, chosen: Ints, tops: Floats, lanes: Floats) -> int:
+    """Choose the values that, each off by so much, may be the largest and more than the best; gives how many."""
+    high = np.float32(-np.inf)
+    for block in range(len(tops)):
+        tops[block] = _highest(values[block * BLOCK : (block + 1) * BLOCK], lanes)
+        high = max(high, tops[block])
+    bound, count = max(best - off, float(high) - 2 * float(off)), 0
+    for block in range(len(tops)):
+        if not tops[block] < bound:  # a bound that is nan, from infinities, leaves none out
+            for j in range(block * BLOCK, min((block + 1) * BLOCK, len(values))):
+                if not values[j] < bound:
+                    chosen[count] = j
+                    count += 1
+    return count
 
 
 @linked

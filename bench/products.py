@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, bfloat16, float32, ops
@@ -15,7 +14,10 @@ from bench import kernels
 ROWS = 1024  # of each side in a block: its products stay in the cache
 ENTRIES = 2**25  # of a block of products, where there is room for more than a cache
 ROUNDING = {float32: 2.0**-24, bfloat16: 2.0**-8}  # by how much it may move a number, relatively
+BITS = {float32: torch.uint32, bfloat16: torch.uint16}
+MOST = 16  # of the rows in a block may be left by a coarse product: more take a finer one
 SHORT = 1e-15  # a length whose square is no longer exact in single precision
+LARGE = 1e37  # a product that rounding may make infinite
 
 
 def rows_by_rows(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
@@ -38,47 +40,73 @@ def _multiplied(a: Tensor, b: Tensor) -> Tensor:
 def maximum_inner_product(
     queries: Float[Tensor, "n d"], rows: Float[Tensor, "m d"], bias: Float[Tensor, " m"] | None = None
 ) -> Int[Tensor, " n"]:
-    """The place of the row whose product with each query is the largest, the first of equals; nan is passed over.
+    """The place of the row whose product with each query is the largest.
 
     In single precision on a CPU, double precision decides between the rows that a fast product cannot tell apart: one
-    in bfloat16 where the CPU has instructions for it, else in single precision. What is found follows neither.
+    in bfloat16 where the CPU has instructions for it, else in single precision. What is found follows neither: the
+    first of equals; products that are nan or -inf are passed over (the first row, if there are no others).
 
     Args:
         queries: (n, d).
         rows: (m, d), one at least.
-        bias: (m,) added to the products with each row; 0 unless told.
+        bias: (m,) added to the products with each row, in any precision; 0 unless told.
     """
     bias = rows.new_zeros(len(rows)) if bias is None else bias
-    if queries.device.type == "cpu" and queries.dtype == rows.dtype == bias.dtype == float32:
-        return _screened(queries.contiguous(), rows.contiguous(), bias.contiguous())
-    blocks = queries.split(max(1, ENTRIES // len(rows)))
-    return torch.cat([(block @ rows.mT + bias).max(1).indices for block in blocks])
+    if queries.device.type == "cpu" and queries.dtype == rows.dtype == float32:
+        return _screened(queries.contiguous(), rows.contiguous(), bias.double())
+    added, blocks = bias.to(rows.dtype), queries.split(max(1, ENTRIES // len(rows)))
+    with torch.autocast(queries.device.type, enabled=False):
+        return torch.cat([(block @ rows.mT + added).max(1).indices for block in blocks])
 
 
 def _screened(queries: Tensor, rows: Tensor, bias: Tensor) -> Tensor:
-    kind = bfloat16 if multiplies_bfloat16() else float32
-    bits, shift = (torch.uint16, np.uint32(16)) if kind == bfloat16 else (torch.uint32, np.uint32(0))
+    kinds = [bfloat16, float32] if multiplies_bfloat16() else [float32]
+    lengths = torch.linalg.vector_norm(queries, dim=1)
     best = torch.full((len(queries),), -torch.inf, dtype=torch.float64)
     places = torch.zeros(len(queries), dtype=torch.int64)
-    lengths = torch.linalg.vector_norm(queries, dim=1)
     for first in range(0, len(rows), ROWS):
-        block, added = rows[first : first + ROWS], bias[first : first + ROWS]
-        off, coarse = _off(kind, lengths, block, added), block.to(kind)
-        parts = (part.split(ROWS) for part in (queries, off, best, places))
-        for some, *rest in zip(*parts, strict=True):
-            products = _multiplied(some.to(kind), coarse).view(bits).numpy()
-            off_some, best_some, places_some = (part.numpy() for part in rest)
-            asked, among = (some.numpy(), off_some), (block.numpy(), added.numpy())
-            kernels.search(products, shift, asked, among, first, (best_some, places_some))
+        among = (rows[first : first + ROWS], bias[first : first + ROWS])
+        parts = (part.split(ROWS) for part in (queries, lengths, best, places))
+        for some, long, *found in zip(*parts, strict=True):
+            _search(kinds, (some, long), among, first, found)
     return places
 
 
-def _off(kind: torch.dtype, lengths: Tensor, rows: Tensor, bias: Tensor) -> Tensor:
-    """By how much a product, its bias added, may be off for each query; infinitely where that is not known."""
-    longest = torch.linalg.vector_norm(rows, dim=1).max()
-    most = lengths * longest
-    off = relative_error(kind, rows.shape[1]) * most + 4 * ROUNDING[float32] * (most + bias.abs().max())
-    return torch.where((lengths > SHORT) & (longest > SHORT), off, torch.inf).nan_to_num(nan=torch.inf)
+def _search(
+    kinds: list[torch.dtype],
+    asked: tuple[Tensor, Tensor],
+    among: tuple[Tensor, Tensor],
+    first: int,
+    found: list[Tensor],
+) -> None:
+    """`kernels.search` with products of the first kind, then of the next for queries that it is too coarse for."""
+    (queries, lengths), (rows, bias), (kind, *finer) = asked, among, kinds
+    products = _multiplied(queries.to(kind), rows.to(kind)).view(BITS[kind])
+    off = _off(kind, lengths, torch.linalg.vector_norm(rows, dim=1).max(), bias, rows.shape[1])
+    best, places = found
+    undecided = kernels.search(
+        products.numpy(),
+        (queries.numpy(), off.numpy()),
+        (rows.numpy(), bias.numpy()),
+        first,
+        (best.numpy(), places.numpy()),
+        MOST if finer else len(rows),
+    )
+    if undecided.any():
+        left = torch.from_numpy(undecided)
+        again = [part[left] for part in found]
+        _search(finer, (queries[left], lengths[left]), among, first, again)
+        for part, changed in zip(found, again, strict=True):
+            part[left] = changed
+
+
+def _off(kind: torch.dtype, lengths: Tensor, longest: Tensor, bias: Tensor, dim: int) -> Float[Tensor, " n"]:
+    """By how much a product, its bias added, may be off for queries of so many lengths; infinite where not known."""
+    largest = lengths * longest
+    most = largest + bias.abs().max().float()
+    off = relative_error(kind, dim) * largest + 4 * ROUNDING[float32] * most
+    known = (lengths > SHORT) & (longest > SHORT) & (most < LARGE)  # false for nan
+    return torch.where(known, off, torch.inf)
 
 
 def relative_error(kind: torch.dtype, dim: int) -> float:

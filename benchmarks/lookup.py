@@ -71,8 +71,10 @@ def measure(count: int) -> Measured:
 
 
 TRIED = (
-    "the rows in blocks whose cosines stay in the cache, a ring that is not put in order first, and the largest of "
-    "each row by lanes, in a third of what `torch.max` takes"
+    "blocks whose products stay in the cache, a ring that is not put in order first, products in bfloat16 where the "
+    "CPU has instructions for it (twice as fast as single precision), between whose largest double precision decides; "
+    "products in 8 bits would be 1.4 times as fast again, less what rounding the rows to them costs; the rest is the "
+    "product, in which this peer reaches 60 Gflop/s on an AMD and 23 on an Intel, where 4x holds"
 )
 
 

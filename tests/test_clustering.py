@@ -11,7 +11,7 @@ from sklearn.metrics import normalized_mutual_info_score
 
 import bench.methods.deepcluster
 from bench import products
-from bench.clustering import kmeans, nmi, objective, pca_whiten
+from bench.clustering import kmeans, nearest_centroids, nmi, objective, pca_whiten
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # float64: a few hundred operations, each within 1e-16
 
@@ -267,6 +267,12 @@ def test_features_taken_in_blocks_give_the_same_clusters(monkeypatch, dtype):
     in_blocks = kmeans(x, k, 10, seed=0)
     assert torch.equal(in_blocks[0], whole[0])
     torch.testing.assert_close(in_blocks[1], whole[1], **CLOSE)
+
+
+def test_rows_far_from_zero_are_nearest_to_the_centroid_at_the_smallest_distance():
+    x, centroids = (100 + rows(n, 128, n).float() for n in (2000, 200))
+    exact = torch.cdist(x.double(), centroids.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    assert torch.equal(nearest_centroids(x, centroids), exact.argmin(1))
 
 
 def test_blobs_far_apart_are_found():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bench import kernels, products
 from bench.numerics import pins
-from bench.products import maximum_inner_product, relative_error, rows_by_rows
+from bench.products import maximum_inner_product, rows_by_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS = [1, 2, 31, 32, 33, 127, 128, 129, 1023, 1024, 1025, 2100]
@@ -104,6 +104,41 @@ def test_rows_far_apart_in_length_and_far_from_zero_are_told_apart():
 
 
 @kinds
+@pytest.mark.parametrize("near", [1e-2, 1e-3, 1e-4, 1e-5])
+@pytest.mark.usefixtures("screen")
+def test_rows_that_all_point_one_way_are_told_apart(near):
+    base = drawn(1, 24, seed=5)
+    queries, rows = (torch.nn.functional.normalize(base + near * drawn(n, 24, seed=n), dim=1) for n in (40, 2100))
+    exact = (queries.double() @ rows.double().mT).max(1).indices
+    assert torch.equal(maximum_inner_product(queries, rows), exact)
+
+
+@kinds
+@pytest.mark.usefixtures("screen")
+def test_a_bias_that_rounding_takes_part_of_is_added_whole():
+    rows, bias = torch.tensor([[2.993], [0.997]]), torch.tensor([16777220.0, 16777222.0])
+    assert maximum_inner_product(torch.ones(1, 1), rows, bias).tolist() == [1]
+    exact = torch.tensor([1.0, 1.0 + 2.0**-40], dtype=torch.float64)
+    assert maximum_inner_product(torch.ones(1, 1), torch.ones(2, 1), exact).tolist() == [1]
+
+
+@kinds
+@pytest.mark.usefixtures("screen")
+def test_sums_that_overflow_on_the_way_are_told_apart():
+    rows = torch.tensor([[1e19, 0, 0, 0, 0], [-3e19, -3e19, 3e19, 3e19, 3e19]])
+    assert maximum_inner_product(torch.full((1, 5), 1e19), rows).tolist() == [1]
+
+
+@pytest.mark.parametrize("most", [0, 1, 5])
+@pytest.mark.parametrize("kind", [torch.bfloat16])
+@pytest.mark.usefixtures("screen")
+def test_queries_for_which_bfloat16_is_too_coarse_are_decided_by_single_precision(monkeypatch, most):
+    monkeypatch.setattr(products, "MOST", most)
+    queries, rows, bias = drawn(30, 7), drawn(2100, 7, seed=1), drawn(2100, seed=2)
+    assert maximum_inner_product(queries, rows, bias).tolist() == naive(queries, rows, bias)
+
+
+@kinds
 @pytest.mark.usefixtures("screen")
 def test_nan_is_passed_over_and_a_query_of_nothing_else_finds_the_first_row():
     queries, rows = torch.tensor([[1.0], [math.nan], [-1.0]]), torch.tensor([[math.nan], [1.0], [math.nan], [2.0]])
@@ -137,14 +172,27 @@ def test_double_precision_is_left_to_torch(monkeypatch):
 @given(
     n=st.integers(1, 4),
     dim=st.integers(1, 300),
-    scale=st.sampled_from([1e-20, 1e-3, 1.0, 1e6]),
+    scale=st.sampled_from([1e-14, 1e-3, 1.0, 1e6]),
+    bias=st.sampled_from([0.0, 1e-3, 1.0, 1e7]),
     seed=st.integers(0, 99),
 )
-def test_no_product_is_off_by_more_than_is_said(kind, n, dim, scale, seed):
-    a, b = drawn(n, dim, seed=seed) * scale, drawn(6, dim, seed=seed + 1)
-    exact = a.double() @ b.double().mT
-    off = (rounded(a.to(kind), b.to(kind)).double() - exact).abs()
-    assert (off <= relative_error(kind, dim) * a.double().norm(dim=1)[:, None] * b.double().norm(dim=1)).all()
+def test_no_product_is_off_by_more_than_is_said(kind, n, dim, scale, bias, seed):
+    queries, rows = drawn(n, dim, seed=seed) * scale, drawn(6, dim, seed=seed + 1)
+    added = bias * scale * drawn(6, dtype=torch.float64, seed=seed + 2)
+    exact = queries.double() @ rows.double().mT + added
+    fast = rounded(queries.to(kind), rows.to(kind)).float() + added.float()
+    said = products._off(kind, queries.norm(dim=1), rows.norm(dim=1).max(), added, dim)
+    assert (said.isinf() == (queries.norm(dim=1) <= products.SHORT)).all()
+    assert ((fast.double() - exact).abs() <= said[:, None]).all()
+
+
+@pytest.mark.parametrize("length", [0.0, 1e-20, 1e30, math.inf, math.nan])
+def test_where_it_is_not_known_it_is_infinite(length):
+    bias = torch.zeros(1)
+    said = products._off(torch.float32, torch.tensor([length, 1.0]), torch.tensor(1e15), bias, 3)
+    assert said.isinf().tolist() == [True, False]
+    assert products._off(torch.float32, torch.full((2,), 1e15), torch.tensor(length), bias, 3).isinf().all()
+    assert products._off(torch.float32, torch.ones(2), torch.ones(()), bias + 1e38, 3).isinf().all()
 
 
 NATIVE = """
@@ -159,6 +207,9 @@ if products.multiplies_bfloat16():
     a, b = queries.bfloat16(), rows.bfloat16()
     off = (products._multiplied(a, b).double() - queries.double() @ rows.double().mT).abs().max()
     assert 1e-4 < off < products.relative_error(torch.bfloat16, 256), off
+rows = torch.nn.functional.normalize(rows[:1] + 1e-3 * rows, dim=1)
+exact = (queries.double() @ rows.double().mT).max(1).indices
+assert torch.equal(products.maximum_inner_product(queries, rows), exact)
 """
 
 
