@@ -102,6 +102,7 @@ def _rows(clusters: int) -> list[Row]:
             "s",
             faster(1),
             lambda: measure(clusters, faiss_kmeans),
+            tried=TRIED,
         ),
         Row(
             f"kmeans-{clusters}-sklearn",
