@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bench import kernels
 from bench.products import maximum_inner_product
 
 NUDGE = 1e-3  # of a split centroid, relative to the spread of its rows
@@ -116,7 +117,11 @@ def _split(
 def _means(features: Tensor, assignments: Tensor, centroids: Tensor) -> Tensor:
     """The mean row of each cluster; an empty one keeps its centroid."""
     sizes = torch.bincount(assignments, minlength=len(centroids))
-    sums = torch.zeros_like(centroids).index_add_(0, assignments, features)
+    sums = torch.zeros_like(centroids)
+    if features.device.type == "cpu":
+        kernels.add_rows(features.numpy(), assignments.numpy(), sums.numpy())
+    else:
+        sums.index_add_(0, assignments, features)
     return torch.where(sizes[:, None] > 0, sums / sizes.clamp_min(1)[:, None], centroids)
 
 

@@ -17,6 +17,7 @@ Bytes = NDArray[np.uint8]
 Flags = NDArray[np.bool_]
 Halves = NDArray[np.uint16]
 Words = NDArray[np.uint32]
+Signed = NDArray[np.int32]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -27,8 +28,10 @@ NOTHING, CROP, FLIP, BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAYSCALE, SOLARISE,
 # ITU-R 601-2 luma, as torchvision has it; in single precision, since numba would widen a Python float's operations
 RED, GREEN, BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
 ZERO, ONE, TWO, THREE = np.float32(0), np.float32(1), np.float32(2), np.float32(3)
-LANES = 32  # independent sums or maxima, which a loop without fast-math keeps in vector registers
-BLOCK = 128  # values that are passed over at once where the largest of them cannot be the largest, a multiple of LANES
+LANES = 32  # independent sums, which a loop without fast-math keeps in vector registers
+BLOCK = 128  # values that are passed over at once where the largest of them is too small
+SIGN, MAGNITUDE = np.int32(31), np.int32(0x7FFFFFFF)
+LEAST = np.int32(-0x7F800001)  # -inf, as `_ordered` has it
 FOUR, FIVE, SIX, WHITE = np.float32(4), np.float32(5), np.float32(6), np.float32(255)
 LOW, HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
@@ -391,49 +394,50 @@ def blur(x: Floats, weights: Floats, other: Floats) -> None:
 
 
 @compiled
-def candidates(values: Floats, k: int, off: Float, found: Ints, counts: Ints) -> None:
-    """The places of all values that are less than the k-th largest of their row by at most `off`.
-
-    A row's values are taken in turn; whenever the room for found ones is full, the k-th largest of them is the new
-    bound, and those below it by more than `off` are dropped.
+def tops(products: Words | Halves, stride: int, found: Floats) -> None:
+    """The largest of every few products, none of them nan.
 
     Args:
-        values: (n, m), none of them nan.
-        k: how many, at most m.
-        off: how much less.
-        found: (n, room) places, rising; room for 2 k at least.
-        counts: (n,) how many of them, or -1 where there was no room for them all.
+        products: (n, m) bits of the products, in single precision or bfloat16.
+        stride: of how many.
+        found: (n, m / stride rounded up), made here.
     """
-    room = found.shape[1]
-    held, copy = np.empty(room, np.float32), np.empty(room, np.float32)
-    for i in range(len(values)):
-        row, places = values[i], found[i]
-        bound, count = np.float32(-np.inf), 0
-        for j in range(len(row)):
-            if row[j] >= bound:
-                if count == room:
-                    bound, count = _prune(held, copy, places, count, k, off)
-                    if count == room:
-                        break
-                    if row[j] < bound:
-                        continue
-                held[count], places[count] = row[j], j
-                count += 1
-        bound, left = _prune(held, copy, places, count, k, off)
-        counts[i] = -1 if count == room and left == room else left
+    shift = np.uint32(32 - 8 * products.itemsize)  # bfloat16 is single precision's upper half
+    for i in range(len(products)):
+        _tops(products[i], np.uint64(stride), shift, found[i])
 
 
-@linked
-def _prune(held: Floats, copy: Floats, places: Ints, count: int, k: int, off: Float) -> tuple[Float, int]:
-    """Drop what cannot be among the k largest; gives the bound and how many are left."""
-    copy[:count] = held[:count]
-    bound = np.float32(np.partition(copy[:count], count - k)[count - k] - off)
-    kept = 0
-    for j in range(count):
-        if held[j] >= bound:
-            held[kept], places[kept] = held[j], places[j]
-            kept += 1
-    return bound, kept
+@compiled
+def candidates(
+    products: Words | Halves, stride: int, tops: Floats, bounds: Floats, first: int, found: tuple[Ints, Ints]
+) -> None:
+    """Go on collecting the places of all products that reach a bound.
+
+    Args:
+        products: (n, m) bits of the products: the next columns.
+        stride: see `tops`.
+        tops: what it found of them.
+        bounds: (n,).
+        first: the first column's place.
+        found: the places (n, room), rising, and how many of them (n,), -1 once there was no room for them all.
+    """
+    places, counts = found
+    width, shift, step = np.uint64(products.shape[1]), np.uint32(32 - 8 * products.itemsize), np.uint64(stride)
+    word = np.empty(1, np.uint32)
+    value = word.view(np.float32)
+    for i in range(len(products)):
+        row, bound, count, mine = products[i], bounds[i], counts[i], places[i]
+        for block in range(np.uint64(tops.shape[1])):
+            if tops[i, block] >= bound and count >= 0:
+                for j in range(block * step, min((block + np.uint64(1)) * step, width)):
+                    word[0] = np.uint32(row[j]) << shift
+                    if value[0] >= bound and count >= 0:
+                        if count == len(mine):
+                            count = -1
+                        else:
+                            mine[count] = first + np.int64(j)
+                            count += 1
+        counts[i] = count
 
 
 @compiled
@@ -463,17 +467,17 @@ def search(
         (n,) the queries that are not decided, since more rows may have the largest product; theirs is unchanged.
     """
     (queries, off), (rows, bias), (best, places) = asked, among, found
-    shift = np.uint32(32 - 8 * products.itemsize)  # bfloat16 is the upper half of single precision
-    lanes, sums = np.empty(LANES, np.float32), np.empty(LANES, np.float64)
-    words, chosen = np.empty(len(rows), np.uint32), np.empty(len(rows), np.int64)
-    values, tops = words.view(np.float32), np.empty(len(rows) // BLOCK + 1, np.float32)
-    undecided = np.zeros(len(queries), np.bool_)
+    shift, width = np.uint32(32 - 8 * products.itemsize), np.uint64(len(rows))
+    added, sums, chosen = bias.astype(np.float32), np.empty(LANES, np.float64), np.empty(len(rows), np.int64)
+    words, highs = np.empty(len(rows), np.uint32), np.empty(len(rows) // BLOCK + 1, np.float32)
+    values, undecided = words.view(np.float32), np.zeros(len(queries), np.bool_)
     for i in range(len(products)):
-        for j in range(len(words)):
-            words[j] = np.uint32(products[i, j]) << shift
-        for j in range(len(values)):
-            values[j] += np.float32(bias[j])
-        count = _possible(values, best[i], off[i], chosen, tops, lanes)
+        row = products[i]
+        for j in range(width):
+            words[j] = np.uint32(row[j]) << shift
+        for j in range(width):
+            values[j] += added[j]
+        count = _possible(words, best[i], off[i], chosen, highs)
         undecided[i] = count > most
         if not undecided[i]:
             for j in chosen[:count]:
@@ -484,16 +488,20 @@ def search(
 
 
 @linked
-def _possible(values: Floats, best: float, off: Float, chosen: Ints, tops: Floats, lanes: Floats) -> int:
-    """Choose the values that, each off by so much, may be the largest and more than the best; gives how many."""
+def _possible(words: Words, best: float, off: Float, chosen: Ints, highs: Floats) -> int:
+    """Choose the values that, each off by so much, may be the largest and more than the best; gives how many.
+
+    `highs` is room for the largest of every block.
+    """
+    width, step, values = np.uint64(len(words)), np.uint64(BLOCK), words.view(np.float32)
+    _tops(words, step, np.uint32(0), highs)
     high = np.float32(-np.inf)
-    for block in range(len(tops)):
-        tops[block] = _highest(values[block * BLOCK : (block + 1) * BLOCK], lanes)
-        high = max(high, tops[block])
+    for value in highs:
+        high = max(high, value)
     bound, count = max(best - off, float(high) - 2 * float(off)), 0
-    for block in range(len(tops)):
-        if not tops[block] < bound:  # a bound that is nan, from infinities, leaves none out
-            for j in range(block * BLOCK, min((block + 1) * BLOCK, len(values))):
+    for block in range(np.uint64(len(highs))):
+        if not highs[block] < bound:  # a bound that is nan, from infinities, leaves none out
+            for j in range(block * step, min((block + np.uint64(1)) * step, width)):
                 if not values[j] < bound:
                     chosen[count] = j
                     count += 1
@@ -501,19 +509,33 @@ def _possible(values: Floats, best: float, off: Float, chosen: Ints, tops: Float
 
 
 @linked
-def _highest(values: Floats, lanes: Floats) -> Float:
-    lanes[:] = -np.inf
-    whole = len(values) - len(values) % LANES
-    for start in range(0, whole, LANES):
-        part = values[start : start + LANES]
-        for lane in range(LANES):
-            lanes[lane] = part[lane] if part[lane] > lanes[lane] else lanes[lane]
-    high = np.float32(-np.inf)
-    for value in lanes:
-        high = value if value > high else high
-    for value in values[whole:]:
-        high = value if value > high else high
-    return high
+def _tops(bits: Words | Halves, step: np.uint64, shift: np.uint32, found: Floats) -> None:
+    """The largest of every few of the numbers that have these bits; nan is passed over or is the largest, by its sign.
+
+    They are compared as integers, at places that cannot count from the end: so it runs in vector registers.
+    """
+    width, made = np.uint64(len(bits)), found.view(np.int32)
+    for block in range(np.uint64(len(found))):
+        high = LEAST
+        for j in range(block * step, min((block + np.uint64(1)) * step, width)):
+            high = max(high, _ordered(np.int32(np.uint32(bits[j]) << shift)))
+        made[block] = _ordered(high)
+
+
+@linked
+def _ordered(bits: np.int32) -> np.int32:
+    """The bits of a number in single precision as an integer that is ordered as numbers are, and back."""
+    return bits ^ ((bits >> SIGN) & MAGNITUDE)
+
+
+@compiled
+def add_rows(rows: Floats, places: Ints, sums: Floats) -> None:
+    """Add every row (n, d) to the sum (k, d) at its place (n,), in their order: in a third of `index_add_`'s time."""
+    width = np.uint64(rows.shape[1])
+    for i in range(len(rows)):
+        place = np.uint64(places[i])
+        for j in range(width):
+            sums[place, j] += rows[i, j]
 
 
 @compiled

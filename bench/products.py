@@ -2,11 +2,14 @@
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor, bfloat16, float32, ops
 
 from bench import kernels
@@ -59,45 +62,57 @@ def maximum_inner_product(
         return torch.cat([(block @ rows.mT + added).max(1).indices for block in blocks])
 
 
+@dataclass(frozen=True)
+class _Block:
+    """Some rows of a larger matrix, from the first's place on.
+
+    Attributes:
+        rows: (m, d).
+        bias: (m,), in double precision.
+        longest: the length of the longest row.
+        rounded: (m, d) by the kinds of numbers that fast products are made in.
+        first: the place.
+    """
+
+    rows: Tensor
+    bias: Tensor
+    longest: Tensor
+    rounded: dict[torch.dtype, Tensor]
+    first: int
+
+
 def _screened(queries: Tensor, rows: Tensor, bias: Tensor) -> Tensor:
-    kinds = [bfloat16, float32] if multiplies_bfloat16() else [float32]
+    kinds = screens(queries.device)
     lengths = torch.linalg.vector_norm(queries, dim=1)
     best = torch.full((len(queries),), -torch.inf, dtype=torch.float64)
     places = torch.zeros(len(queries), dtype=torch.int64)
     for first in range(0, len(rows), ROWS):
-        among = (rows[first : first + ROWS], bias[first : first + ROWS])
-        parts = (part.split(ROWS) for part in (queries, lengths, best, places))
-        for some, long, *found in zip(*parts, strict=True):
-            _search(kinds, (some, long), among, first, found)
+        some = rows[first : first + ROWS]
+        longest = torch.linalg.vector_norm(some, dim=1).max()
+        block = _Block(some, bias[first : first + ROWS], longest, {kind: some.to(kind) for kind in kinds}, first)
+        for part in zip(*(each.split(ROWS) for each in (queries, lengths, best, places)), strict=True):
+            _search(kinds, block, *part)
     return places
 
 
 def _search(
-    kinds: list[torch.dtype],
-    asked: tuple[Tensor, Tensor],
-    among: tuple[Tensor, Tensor],
-    first: int,
-    found: list[Tensor],
+    kinds: list[torch.dtype], block: _Block, queries: Tensor, lengths: Tensor, best: Tensor, places: Tensor
 ) -> None:
     """`kernels.search` with products of the first kind, then of the next for queries that it is too coarse for."""
-    (queries, lengths), (rows, bias), (kind, *finer) = asked, among, kinds
-    products = _multiplied(queries.to(kind), rows.to(kind)).view(BITS[kind])
-    off = _off(kind, lengths, torch.linalg.vector_norm(rows, dim=1).max(), bias, rows.shape[1])
-    best, places = found
+    kind, *finer = kinds
     undecided = kernels.search(
-        products.numpy(),
-        (queries.numpy(), off.numpy()),
-        (rows.numpy(), bias.numpy()),
-        first,
+        bits_of_products(kind, queries, block.rounded[kind]),
+        (queries.numpy(), _off(kind, lengths, block.longest, block.bias, queries.shape[1]).numpy()),
+        (block.rows.numpy(), block.bias.numpy()),
+        block.first,
         (best.numpy(), places.numpy()),
-        MOST if finer else len(rows),
+        MOST if finer else len(block.rows),
     )
     if undecided.any():
         left = torch.from_numpy(undecided)
-        again = [part[left] for part in found]
-        _search(finer, (queries[left], lengths[left]), among, first, again)
-        for part, changed in zip(found, again, strict=True):
-            part[left] = changed
+        again = best[left], places[left]
+        _search(finer, block, queries[left], lengths[left], *again)
+        best[left], places[left] = again
 
 
 def _off(kind: torch.dtype, lengths: Tensor, longest: Tensor, bias: Tensor, dim: int) -> Float[Tensor, " n"]:
@@ -116,6 +131,19 @@ def relative_error(kind: torch.dtype, dim: int) -> float:
     """
     rounded = 0.0 if kind == float32 else 3 * ROUNDING[kind] * (1 + ROUNDING[kind]) ** 2
     return rounded + (dim + 4) * ROUNDING[float32]
+
+
+def screens(device: torch.device) -> list[torch.dtype]:
+    """The kinds of numbers that fast products are made in, coarse first."""
+    return [bfloat16, float32] if device.type == "cpu" and multiplies_bfloat16() else [float32]
+
+
+def bits_of_products(
+    kind: torch.dtype, a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]
+) -> NDArray[np.uint32] | NDArray[np.uint16]:
+    """The bits (n, m) of products on a CPU, as loops in `bench.kernels` read them."""
+    bits: NDArray[Any] = _multiplied(a.to(kind), b.to(kind)).view(BITS[kind]).numpy()
+    return bits
 
 
 @cache

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from sklearn.neighbors import KNeighborsClassifier
 
+from bench import products
 from bench.evaluators.base import EvaluationData, Labelled
-from bench.evaluators.knn import evaluate, knn_predict, nearest_rows
+from bench.evaluators.knn import DIGITS, evaluate, knn_predict, nearest_rows
 from bench.features import Trained
 
 
@@ -162,17 +163,51 @@ BANKS = {
         torch.cat([reals(1_900, 8, 12).double(), reals(1, 8, 13) + 1e-9 * reals(100, 8, 14).double()]),
         torch.cat([reals(15, 8, 13).double(), reals(15, 8, 15).double()]),
     ),
+    "sorted_by_class": (
+        F.normalize(reals(20, 64, 16), dim=1).repeat_interleave(100, 0) + 0.02 * reals(2_000, 64, 17),
+        F.normalize(reals(20, 64, 16), dim=1)[:10] + 0.02 * reals(10, 64, 18),
+    ),
     "all_equal": (torch.ones(2_000, 8), torch.ones(30, 8)),
 }
 
 
+@pytest.mark.parametrize("coarse", [False, True], ids=["single", "bfloat16"])
 @pytest.mark.parametrize("k", [1, 20, 200, 1_990])
 @pytest.mark.parametrize("name", BANKS)
-def test_the_nearest_rows_are_those_of_double_precision(name, k):
-    rows, cosines = nearest_rows(*BANKS[name], k)
-    wanted, known = nearest_in_double(*BANKS[name], k)
-    assert torch.equal(rows, wanted)
+def test_the_nearest_rows_are_those_of_double_precision(name, k, coarse, monkeypatch):
+    monkeypatch.setattr(products, "multiplies_bfloat16", lambda: coarse)
+    monkeypatch.setattr(products, "_multiplied", lambda a, b: (a.float() @ b.float().mT).to(a.dtype))
+    bank, queries = BANKS[name]
+    rows, cosines = nearest_rows(bank, queries, k)
+    wanted, known = nearest_in_double(bank, queries, k)
     torch.testing.assert_close(cosines, known, rtol=0, atol=1e-11)
+    # double precision's own last bits may round a cosine to the one decimal or the next: such rows change places
+    exact = F.normalize(queries.double(), dim=1) @ F.normalize(bank.double(), dim=1).mT
+    assert ((exact.gather(1, rows) - exact.gather(1, wanted)).abs() <= 1.01 * 10**-DIGITS).all()
+    assert name == "nearly_equal" or torch.equal(rows, wanted)
+
+
+@pytest.mark.parametrize("coarse", [False, True], ids=["single", "bfloat16"])
+@pytest.mark.parametrize("k", [1, 20, 60])
+@pytest.mark.parametrize("name", ["apart", "sorted_by_class"])
+def test_few_rows_are_looked_at_twice_whatever_their_order(name, k, coarse, monkeypatch):
+    monkeypatch.setattr(products, "multiplies_bfloat16", lambda: coarse)
+    monkeypatch.setattr(products, "_multiplied", lambda a, b: (a.float() @ b.float().mT).to(a.dtype))
+    monkeypatch.delattr("bench.evaluators.knn._of_all")
+    assert len(nearest_rows(*BANKS[name], k)[0]) == len(BANKS[name][1])
+
+
+def test_lengths_that_leave_single_precision_are_taken():
+    bank, queries = 1e30 * reals(300, 8, 6), 1e-11 * reals(30, 8, 7)
+    assert torch.equal(nearest_rows(bank, queries, 9)[0], nearest_in_double(bank, queries, 9)[0])
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, 1e200])
+def test_features_without_a_length_are_refused(wrong):
+    rows = torch.eye(3, dtype=torch.float64)
+    for given in ((rows, rows * wrong), (rows * wrong, rows)):
+        with pytest.raises(ValueError, match="features hold values that are not finite, or too large"):
+            nearest_rows(*given, 1)
 
 
 def test_the_nearest_of_few_are_the_first_of_many():

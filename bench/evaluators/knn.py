@@ -4,9 +4,10 @@ The bank is the clean training set, validation part included, embedded anew by t
 c scores the sum of exp(s_i / temperature) over those of the k most similar rows that carry it.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -14,11 +15,13 @@ from bench import kernels
 from bench.evaluators.base import EvaluationData, Result, top1
 from bench.features import Trained
 from bench.options import Places, Positive, RowCounts
-from bench.products import relative_error, rows_by_rows
+from bench.products import ROWS, bits_of_products, relative_error, rows_by_rows, screens
 
 CHUNK = 512  # queries at a time, so that the similarities of large sets are never all in memory
 DIGITS = 12  # similarities that agree to so many decimals are ties, whatever order they were summed in
 SPARE = 60  # candidates beyond twice the k rows that are wanted
+STRIDE, BLOCKS = 64, 4  # products whose largest is looked at first: at most so many, and blocks for each neighbour
+SHORTEST = 1e-12  # a length that vectors are divided by, as torch's normalize has it
 ENTRIES = 2**24  # of the candidates' features at a time
 
 
@@ -89,7 +92,7 @@ def nearest_rows(
 ) -> tuple[Int[Tensor, "q k"], Float[Tensor, "q k"]]:
     """The k most similar rows of each query, nearest first, and their cosines; of equally similar ones the lower first.
 
-    Cosines are those of double precision, rounded to `DIGITS`; single precision, several times as fast, only says
+    Cosines are those of double precision, rounded to `DIGITS`; coarser products, several times as fast, only say
     which rows they need not be computed for.
 
     Args:
@@ -98,73 +101,126 @@ def nearest_rows(
         k: how many.
 
     Raises:
-        ValueError: k is not in 1..n, or features are not finite.
+        ValueError: k is not in 1..n, or features are not finite or too large for a length in double precision.
     """
     if not 1 <= k <= len(bank):
         raise ValueError(f"k wants 1 to the bank's {len(bank)} rows, not {k}")
-    if not (bank.isfinite().all() and queries.isfinite().all()):
-        raise ValueError("features hold values that are not finite")
-    rows, wanted = F.normalize(bank.double(), dim=1), F.normalize(queries.double(), dim=1)
-    coarse = rows.float()
-    found = [_nearest(rows, coarse, chunk, k) for chunk in wanted.split(CHUNK)]
-    return torch.cat([r for r, _ in found]), torch.cat([s for _, s in found])
+    rows, asked = _vectors(bank), _vectors(queries)
+    # equal ones mostly lie side by side, by class or time, where the search wants them apart
+    order = torch.randperm(len(bank), generator=torch.Generator().manual_seed(0)).to(bank.device)
+    directions = rows.directions()[order]
+    nearest = torch.empty(len(queries), k, dtype=torch.int64, device=bank.device)
+    similarities = rows.lengths.new_empty(len(queries), k)
+    left = torch.arange(len(queries), device=bank.device)
+    for kind in screens(bank.device):
+        undecided = [left[:0]]
+        for part in _chunks(left):
+            places, counts = _candidates(kind, asked[part].directions(), directions, k)
+            sure = counts >= k
+            some = part[sure]
+            nearest[some], similarities[some] = _among(rows, asked[some], order[places[sure]], counts[sure], k)
+            undecided.append(part[~sure])
+        left = torch.cat(undecided)
+    for part in _chunks(left):
+        nearest[part], similarities[part] = _of_all(rows, asked[part], k)
+    return nearest, similarities
 
 
-def _nearest(rows: Tensor, coarse: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    n, d = rows.shape
-    values = rows_by_rows(queries.float(), coarse)  # (q, n)
-    # what is less than the k-th largest by more than two products of vectors of length 1 may be off is less similar
-    off = 2 * relative_error(torch.float32, d)
-    found, counts = _candidates(values, k, off, room=min(n, 2 * k + SPARE))
-    positions, similarities = found.new_empty(len(queries), k), queries.new_empty(len(queries), k)
-    sure = counts >= k
-    if bool(sure.any()):
-        chosen, among = found[sure, : int(counts.max())], counts[sure]
-        positions[sure], similarities[sure] = _among(rows, queries[sure], chosen, among, k)
-    if not bool(sure.all()):
-        positions[~sure], similarities[~sure] = _of_all(queries[~sure] @ rows.mT, k)
-    return positions, similarities
+def _chunks(queries: Int[Tensor, " q"]) -> list[Tensor]:
+    return [queries[start : start + CHUNK] for start in range(0, len(queries), CHUNK)]
 
 
-def _candidates(values: Float[Tensor, "q n"], k: int, off: float, room: int) -> tuple[Tensor, Tensor]:
-    """Places, rising, of the values less than their row's k-th largest by at most `off`, and how many: -1 for too many.
+@dataclass(frozen=True)
+class _Vectors:
+    """Vectors (n, d) as they are, and their lengths (n,) in double precision."""
 
-    The places beyond a row's count mean nothing.
+    whole: Tensor
+    lengths: Tensor
+
+    def __getitem__(self, chosen: Tensor) -> "_Vectors":
+        return _Vectors(self.whole[chosen], self.lengths[chosen])
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def directions(self) -> Float[Tensor, "n d"]:
+        """In single precision."""
+        return (self.whole.double() / self.lengths[:, None]).float()
+
+
+def _vectors(features: Float[Tensor, "n d"]) -> _Vectors:
+    whole = features.contiguous() if features.dtype in {torch.float32, torch.float64} else features.float()
+    lengths = torch.linalg.vector_norm(whole, dim=1, dtype=torch.float64).clamp_min(SHORTEST)
+    if not lengths.isfinite().all():
+        raise ValueError("features hold values that are not finite, or too large to be squared in double precision")
+    return _Vectors(whole, lengths)
+
+
+def _candidates(
+    kind: torch.dtype, queries: Float[Tensor, "q d"], rows: Float[Tensor, "n d"], k: int
+) -> tuple[Int[Tensor, "q m"], Int[Tensor, " q"]]:
+    """Places of the rows that may be among the k most similar ones, and how many: -1 for too many.
+
+    The places beyond a query's count mean nothing.
     """
-    if values.device.type == "cpu":
-        found, counts = np.zeros((len(values), room), np.int64), np.empty(len(values), np.int64)
-        kernels.candidates(values.numpy(), k, np.float32(off), found, counts)
-        return torch.from_numpy(found), torch.from_numpy(counts)
-    last = values.shape[1] - 1
-    top = values.topk(room, dim=1)  # falling
+    room = min(len(rows), 2 * k + SPARE)
+    # what is less than the k-th largest by more than two products of vectors of length 1 may be off is less similar
+    off = 2 * relative_error(kind, rows.shape[1])
+    if queries.device.type == "cpu":
+        return _candidates_in_blocks(kind, queries, rows, k, off, room)
+    top = rows_by_rows(queries, rows).topk(room, dim=1)  # falling
     needed = top.values >= top.values[:, k - 1 : k] - off
-    full = needed.all(1) if room <= last else needed.new_zeros(len(needed))
-    places = top.indices.masked_fill(~needed, last + 1).sort(1).values.clamp_max(last)
-    return places, needed.sum(1).masked_fill(full, -1)
+    full = needed.all(1) & (room < len(rows))
+    return top.indices, needed.sum(1).masked_fill(full, -1)
+
+
+def _candidates_in_blocks(
+    kind: torch.dtype, queries: Tensor, rows: Tensor, k: int, off: float, room: int
+) -> tuple[Tensor, Tensor]:
+    """The k-th largest of the largest of every few products is at most the k-th largest product."""
+    stride = max(1, min(STRIDE, len(rows) // (BLOCKS * k)))
+    step = ROWS // stride * stride
+    blocks = [bits_of_products(kind, queries, part) for part in rows.split(step)]
+    tops = [np.empty((len(queries), -(-block.shape[1] // stride)), np.float32) for block in blocks]
+    for block, top in zip(blocks, tops, strict=True):
+        kernels.tops(block, stride, top)
+    every = torch.from_numpy(np.concatenate(tops, 1))
+    bounds = (every.kthvalue(every.shape[1] - k + 1).values - off).numpy()
+    places, counts = np.zeros((len(queries), room), np.int64), np.zeros(len(queries), np.int64)
+    for i, (block, top) in enumerate(zip(blocks, tops, strict=True)):
+        kernels.candidates(block, stride, top, bounds, i * step, (places, counts))
+    return torch.from_numpy(places), torch.from_numpy(counts)
 
 
 def _among(
-    rows: Tensor, queries: Tensor, candidates: Int[Tensor, "q m"], counts: Int[Tensor, " q"], k: int
+    bank: _Vectors, queries: _Vectors, candidates: Int[Tensor, "q m"], counts: Int[Tensor, " q"], k: int
 ) -> tuple[Tensor, Tensor]:
-    """The nearest of ascending candidates, of which `counts` are meant."""
-    similarity = _products(rows, queries, candidates, counts).round(decimals=DIGITS)
+    """The nearest of candidates in any order, of which the first `counts` are meant."""
+    candidates = candidates[:, : max([k, *counts.tolist()])]
     beyond = torch.arange(candidates.shape[1], device=counts.device) >= counts[:, None]
+    last = len(bank) - 1
+    candidates = candidates.masked_fill(beyond, last + 1).sort(1).values.clamp_max(last)
+    products = _products(bank.whole, queries.whole, candidates, counts)
+    similarity = (products / (queries.lengths[:, None] * bank.lengths[candidates])).round(decimals=DIGITS)
     order = similarity.masked_fill(beyond, -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :k]
     return candidates.gather(1, order), similarity.gather(1, order)
 
 
-def _products(rows: Tensor, queries: Tensor, candidates: Tensor, counts: Tensor) -> Tensor:
-    """(q, m) products of each query with its candidates; what is beyond its count means nothing."""
+def _products(rows: Tensor, queries: Tensor, candidates: Tensor, counts: Tensor) -> Float[Tensor, "q m"]:
+    """Products of each query with its candidates, in double precision; what is beyond its count means nothing."""
     if rows.device.type == "cpu":
-        products = queries.new_zeros(candidates.shape)
+        products = torch.zeros(candidates.shape, dtype=torch.float64)
         kernels.dots(rows.numpy(), queries.numpy(), candidates.numpy(), counts.numpy(), products.numpy())
         return products
     step = max(1, ENTRIES // (candidates.shape[1] * rows.shape[1]))
-    parts = zip(queries.split(step), candidates.split(step), strict=True)
-    return torch.cat([(rows[c] @ q[:, :, None])[:, :, 0] for q, c in parts])
+    parts = zip(queries.double().split(step), candidates.split(step), strict=True)
+    return torch.cat([(rows[c].double() @ q[:, :, None])[:, :, 0] for q, c in parts])
 
 
-def _of_all(similarity: Float[Tensor, "q n"], k: int) -> tuple[Tensor, Tensor]:
+def _of_all(bank: _Vectors, queries: _Vectors, k: int) -> tuple[Tensor, Tensor]:
+    asked = queries.whole.double()
+    products = torch.cat([asked @ part.double().mT for part in bank.whole.split(ROWS)], 1)  # (q, n)
+    similarity = products / (queries.lengths[:, None] * bank.lengths)
     similarity = similarity.round(decimals=DIGITS)
     last = similarity.topk(k, dim=1).values[:, -1:]  # (q, 1)
     above, equal = similarity > last, similarity == last

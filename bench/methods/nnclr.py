@@ -120,17 +120,20 @@ class NNCLR(Method):
         if self.positive == "soft":
             return soft_neighbour(z, self.support.rows, self.temperature)[:, None], {}
         origins = self.support.index  # (q,)
-        classes = torch.where(origins == NOISE, NOISE, self.labels[origins])
         if self.positive == "nearest":
             neighbours, positions = self.support.nearest(z, self.k)  # (n, k, d), (n, k)
         else:
-            same = classes == batch.labels[:, None]  # (n, q)
+            same = self._classes(origins) == batch.labels[:, None]  # (n, q)
             enough = same.sum(1, keepdim=True) >= self.k  # (n, 1)
             neighbours, positions = self.support.nearest(z, self.k, same | ~enough)
             neighbours = torch.where(enough[:, None], neighbours, itself.to(neighbours.dtype))
-        pure = classes[positions[:, 0]] == batch.labels
-        own = origins[positions[:, 0]] == batch.index
+        first = origins[positions[:, 0]]
+        pure = self._classes(first) == batch.labels
+        own = first == batch.index
         return neighbours, _logs(pure.float().mean().item(), own.float().mean().item())
+
+    def _classes(self, origins: Tensor) -> Tensor:
+        return torch.where(origins == NOISE, NOISE, self.labels[origins])
 
     def _predict(self, positives: Tensor, predictions: list[Tensor]) -> Tensor:
         pairs = [(positive, p) for positive in positives.unbind(1) for p in predictions]
