@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bench import kernels
-from bench.products import maximum_inner_product
+from bench.products import Queries, maximum_inner_product
 
 NUDGE = 1e-3  # of a split centroid, relative to the spread of its rows
 RANK = 1e-10  # share of the largest variance below which a direction holds round-off only
@@ -62,10 +62,11 @@ def kmeans(
     generator = torch.Generator().manual_seed(seed)
     first = torch.randperm(len(features), generator=generator)[:clusters].to(features.device)
     centroids = features[first].clone()
-    assignments = _assign(features, centroids, split_empty, generator)
+    rows = Queries.of(features)
+    assignments = _assign(rows, centroids, split_empty, generator)
     for _ in range(iterations):
         centroids = _means(features, assignments, centroids)
-        moved = _assign(features, centroids, split_empty, generator)
+        moved = _assign(rows, centroids, split_empty, generator)
         if torch.equal(moved, assignments):
             break
         assignments = moved
@@ -77,19 +78,19 @@ def objective(features: Float[Tensor, "n d"], assignments: Int[Tensor, " n"], ce
     return (features - centroids[assignments]).square().sum(1).mean().item()
 
 
-def nearest_centroids(features: Float[Tensor, "n d"], centroids: Float[Tensor, "k d"]) -> Int[Tensor, " n"]:
+def nearest_centroids(features: "Float[Tensor, 'n d'] | Queries", centroids: Float[Tensor, "k d"]) -> Int[Tensor, " n"]:
     """The centroid at the smallest distance of each row, the lower of equals."""
     # -|x - c|^2 / 2 = x . c - |c|^2 / 2, up to what x alone decides
     return maximum_inner_product(features, centroids, -centroids.double().square().sum(1) / 2)
 
 
-def _assign(features: Tensor, centroids: Tensor, split_empty: bool, generator: torch.Generator) -> Tensor:
+def _assign(rows: Queries, centroids: Tensor, split_empty: bool, generator: torch.Generator) -> Tensor:
     """Each row's nearest centroid, the lower of equals; moves centroids of clusters that are split."""
-    assignments = nearest_centroids(features, centroids)
+    assignments = nearest_centroids(rows, centroids)
     sizes = torch.bincount(assignments, minlength=len(centroids))
     if split_empty:
         for empty in torch.nonzero(sizes == 0)[:, 0].tolist():
-            _split(features, assignments, centroids, sizes, empty, generator)
+            _split(rows.rows, assignments, centroids, sizes, empty, generator)
     return assignments
 
 

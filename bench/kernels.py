@@ -29,6 +29,7 @@ NOTHING, CROP, FLIP, BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAYSCALE, SOLARISE,
 RED, GREEN, BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
 ZERO, ONE, TWO, THREE = np.float32(0), np.float32(1), np.float32(2), np.float32(3)
 LANES = 32  # independent sums, which a loop without fast-math keeps in vector registers
+TILE = 2**18  # bytes of rows that all queries are done with before the next ones, so that they stay in the cache
 BLOCK = 128  # values that are passed over at once where the largest of them is too small
 SIGN, MAGNITUDE = np.int32(31), np.int32(0x7FFFFFFF)
 LEAST = np.int32(-0x7F800001)  # -inf, as `_ordered` has it
@@ -419,24 +420,21 @@ def candidates(
         tops: what it found of them.
         bounds: (n,).
         first: the first column's place.
-        found: the places (n, room), rising, and how many of them (n,), -1 once there was no room for them all.
+        found: the places (n, room + stride), rising, and how many of them (n,), -1 once there was no room for them
+            all; what is beyond them means nothing.
     """
     places, counts = found
     width, shift, step = np.uint64(products.shape[1]), np.uint32(32 - 8 * products.itemsize), np.uint64(stride)
-    word = np.empty(1, np.uint32)
-    value = word.view(np.float32)
+    least, room = bounds.view(np.int32), np.uint64(places.shape[1] - stride)
     for i in range(len(products)):
-        row, bound, count, mine = products[i], bounds[i], counts[i], places[i]
+        row, bound, low, count, mine = products[i], bounds[i], _ordered(least[i]), counts[i], places[i]
         for block in range(np.uint64(tops.shape[1])):
             if tops[i, block] >= bound and count >= 0:
+                place = np.uint64(count)
                 for j in range(block * step, min((block + np.uint64(1)) * step, width)):
-                    word[0] = np.uint32(row[j]) << shift
-                    if value[0] >= bound and count >= 0:
-                        if count == len(mine):
-                            count = -1
-                        else:
-                            mine[count] = first + np.int64(j)
-                            count += 1
+                    mine[place] = first + np.int64(j)  # stays if it counts: to write is faster than to guess
+                    place += np.uint64(_ordered(np.int32(np.uint32(row[j]) << shift)) >= low)
+                count = np.int64(place) if place <= room else -1
         counts[i] = count
 
 
@@ -545,14 +543,19 @@ def dots(rows: Doubles, queries: Doubles, places: Ints, counts: Ints, products: 
     Args:
         rows: (n, d).
         queries: (q, d).
-        places: (q, m) of its rows.
+        places: (q, m) of its rows, rising.
         counts: (q,) how many of them are meant.
         products: (q, m); what is beyond a query's count stays as it is.
     """
-    sums = np.empty(LANES, np.float64)
-    for i in range(len(queries)):
-        for j in range(counts[i]):
-            products[i, j] = _dot(queries[i], rows[places[i, j]], sums)
+    sums, done = np.empty(LANES, np.float64), np.zeros(len(queries), np.int64)
+    step = max(1, TILE // (rows.shape[1] * rows.itemsize))
+    for end in range(step, len(rows) + step, step):
+        for i in range(len(queries)):
+            j = done[i]
+            while j < counts[i] and places[i, j] < end:
+                products[i, j] = _dot(queries[i], rows[places[i, j]], sums)
+                j += 1
+            done[i] = j
 
 
 @linked

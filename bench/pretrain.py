@@ -158,6 +158,7 @@ class Trainer:
         shown = ahead if self._leaves_a_core() else each
         for position, made in shown(batch, range(done, self.per_epoch)):
             self._run_step(made)
+            del made  # its views, before the next step begins
             if position + 1 == self.per_epoch:
                 self._close_epoch(epoch)
             self._maybe_save()
@@ -221,6 +222,7 @@ class Trainer:
     def _run_step(self, batch: Batch) -> None:
         rate = self._rate()
         set_learning_rate(self.optimizer, rate)
+        self.optimizer.zero_grad()  # before the activations are made: they take the gradients' place
         e = self._embed(batch)
         loss, logs = self.method.loss(e, batch)
         value = loss.item()
@@ -230,7 +232,6 @@ class Trainer:
                 f"the loss is {value} at step {self.step} of {self.steps} (epoch {batch.epoch}), "
                 f"learning rate {rate:g}; lower training's lr or lengthen its warmup"
             )
-        self.optimizer.zero_grad()
         loss.backward()
         drop_frozen_gradients(self.optimizer, self.step)
         self.optimizer.step()
@@ -368,16 +369,20 @@ def pretrain(
 
 
 def ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[tuple[Item, Made]]:
-    """Each item and what is made of it, while a thread makes the next."""
+    """Each item and what is made of it, which is kept no longer, while a thread makes the next."""
     with ThreadPoolExecutor(1) as thread:
         waiting: list[tuple[Item, Future[Made]]] = []
         for item in items:
             waiting.append((item, thread.submit(make, item)))
             if len(waiting) > 1:
-                first, made = waiting.pop(0)
-                yield first, made.result()
-        for last, made in waiting:
-            yield last, made.result()
+                yield _given(waiting.pop(0))
+        while waiting:
+            yield _given(waiting.pop(0))
+
+
+def _given(waited: tuple[Item, Future[Made]]) -> tuple[Item, Made]:
+    item, made = waited
+    return item, made.result()
 
 
 def each(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[tuple[Item, Made]]:

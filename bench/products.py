@@ -39,9 +39,38 @@ def _multiplied(a: Tensor, b: Tensor) -> Tensor:
     return product
 
 
+@dataclass(frozen=True)
+class Queries:
+    """Queries, and what a search wants to know of them whatever it is among.
+
+    Attributes:
+        rows: (n, d).
+        lengths: (n,).
+        rounded: (n, d) by the kinds of numbers that fast products are made in; none where none are made.
+    """
+
+    rows: Tensor
+    lengths: Tensor
+    rounded: dict[torch.dtype, Tensor]
+
+    @classmethod
+    def of(cls, rows: Float[Tensor, "n d"]) -> "Queries":
+        """As `maximum_inner_product` takes them."""
+        rows = rows.detach().contiguous()
+        kinds = screens(rows.device) if rows.device.type == "cpu" and rows.dtype == float32 else []
+        return cls(rows, torch.linalg.vector_norm(rows, dim=1), {kind: rows.to(kind) for kind in kinds})
+
+    def __getitem__(self, chosen: slice | Tensor) -> "Queries":
+        rounded = {kind: rows[chosen] for kind, rows in self.rounded.items()}
+        return Queries(self.rows[chosen], self.lengths[chosen], rounded)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
 @torch.no_grad()
 def maximum_inner_product(
-    queries: Float[Tensor, "n d"], rows: Float[Tensor, "m d"], bias: Float[Tensor, " m"] | None = None
+    queries: "Float[Tensor, 'n d'] | Queries", rows: Float[Tensor, "m d"], bias: Float[Tensor, " m"] | None = None
 ) -> Int[Tensor, " n"]:
     """The place of the row whose product with each query is the largest.
 
@@ -50,15 +79,16 @@ def maximum_inner_product(
     first of equals; products that are nan or -inf are passed over (the first row, if there are no others).
 
     Args:
-        queries: (n, d).
+        queries: (n, d); `Queries` where they are searched for again, among other rows.
         rows: (m, d), one at least.
         bias: (m,) added to the products with each row, in any precision; 0 unless told.
     """
     bias = rows.new_zeros(len(rows)) if bias is None else bias
-    if queries.device.type == "cpu" and queries.dtype == rows.dtype == float32:
-        return _screened(queries.contiguous(), rows.contiguous(), bias.double())
-    added, blocks = bias.to(rows.dtype), queries.split(max(1, ENTRIES // len(rows)))
-    with torch.autocast(queries.device.type, enabled=False):
+    asked = queries if isinstance(queries, Queries) else Queries.of(queries)
+    if asked.rounded and rows.dtype == float32:
+        return _screened(asked, rows.contiguous(), bias.double())
+    added, blocks = bias.to(rows.dtype), asked.rows.split(max(1, ENTRIES // len(rows)))
+    with torch.autocast(rows.device.type, enabled=False):
         return torch.cat([(block @ rows.mT + added).max(1).indices for block in blocks])
 
 
@@ -81,28 +111,27 @@ class _Block:
     first: int
 
 
-def _screened(queries: Tensor, rows: Tensor, bias: Tensor) -> Tensor:
-    kinds = screens(queries.device)
-    lengths = torch.linalg.vector_norm(queries, dim=1)
+def _screened(queries: Queries, rows: Tensor, bias: Tensor) -> Tensor:
+    kinds = list(queries.rounded)
     best = torch.full((len(queries),), -torch.inf, dtype=torch.float64)
     places = torch.zeros(len(queries), dtype=torch.int64)
+    parts = [slice(start, start + ROWS) for start in range(0, len(queries), ROWS)]
     for first in range(0, len(rows), ROWS):
         some = rows[first : first + ROWS]
         longest = torch.linalg.vector_norm(some, dim=1).max()
         block = _Block(some, bias[first : first + ROWS], longest, {kind: some.to(kind) for kind in kinds}, first)
-        for part in zip(*(each.split(ROWS) for each in (queries, lengths, best, places)), strict=True):
-            _search(kinds, block, *part)
+        for part in parts:
+            _search(kinds, block, queries[part], best[part], places[part])
     return places
 
 
-def _search(
-    kinds: list[torch.dtype], block: _Block, queries: Tensor, lengths: Tensor, best: Tensor, places: Tensor
-) -> None:
+def _search(kinds: list[torch.dtype], block: _Block, queries: Queries, best: Tensor, places: Tensor) -> None:
     """`kernels.search` with products of the first kind, then of the next for queries that it is too coarse for."""
     kind, *finer = kinds
+    off = _off(kind, queries.lengths, block.longest, block.bias, queries.rows.shape[1])
     undecided = kernels.search(
-        bits_of_products(kind, queries, block.rounded[kind]),
-        (queries.numpy(), _off(kind, lengths, block.longest, block.bias, queries.shape[1]).numpy()),
+        bits_of_products(queries.rounded[kind], block.rounded[kind]),
+        (queries.rows.numpy(), off.numpy()),
         (block.rows.numpy(), block.bias.numpy()),
         block.first,
         (best.numpy(), places.numpy()),
@@ -111,7 +140,7 @@ def _search(
     if undecided.any():
         left = torch.from_numpy(undecided)
         again = best[left], places[left]
-        _search(finer, block, queries[left], lengths[left], *again)
+        _search(finer, block, queries[left], *again)
         best[left], places[left] = again
 
 
@@ -138,11 +167,9 @@ def screens(device: torch.device) -> list[torch.dtype]:
     return [bfloat16, float32] if device.type == "cpu" and multiplies_bfloat16() else [float32]
 
 
-def bits_of_products(
-    kind: torch.dtype, a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]
-) -> NDArray[np.uint32] | NDArray[np.uint16]:
-    """The bits (n, m) of products on a CPU, as loops in `bench.kernels` read them."""
-    bits: NDArray[Any] = _multiplied(a.to(kind), b.to(kind)).view(BITS[kind]).numpy()
+def bits_of_products(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> NDArray[np.uint32] | NDArray[np.uint16]:
+    """The bits (n, m) of products on a CPU, as loops in `bench.kernels` read them; both of a kind in `screens`."""
+    bits: NDArray[Any] = _multiplied(a, b).view(BITS[a.dtype]).numpy()
     return bits
 
 

@@ -1,6 +1,7 @@
 """The trainer's loop over batches: made ahead where a core is free for it, in turn elsewhere, with the same bits."""
 
 import threading
+import weakref
 
 import pytest
 import torch
@@ -19,6 +20,14 @@ def test_items_come_in_order_with_what_is_made_of_them(loop, count):
 def test_an_error_while_making_reaches_the_loop(loop):
     with pytest.raises(ZeroDivisionError):
         list(loop(lambda item: 1 // item, [1, 0]))
+
+
+@pytest.mark.parametrize("loop", [ahead, each])
+def test_what_the_loop_lets_go_of_is_in_memory_no_more(loop):
+    for _, made in loop(torch.ones, [1, 2, 3]):
+        kept = weakref.ref(made)
+        del made
+        assert kept() is None
 
 
 def test_ahead_makes_in_another_thread_and_each_in_this_one():

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from bench import kernels, products
 from bench.numerics import pins
-from bench.products import maximum_inner_product, rows_by_rows
+from bench.products import Queries, maximum_inner_product, rows_by_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS = [1, 2, 31, 32, 33, 127, 128, 129, 1023, 1024, 1025, 2100]
@@ -230,12 +231,49 @@ def test_rows_by_rows_are_the_products_of_every_two(dtype):
     assert torch.allclose(rows_by_rows(a, b).double(), wanted.double(), atol=1e-5)
 
 
+@kinds
+@pytest.mark.parametrize("stride", [1, 3, 64])
+@pytest.mark.parametrize(("room", "counted"), [(19, -1), (20, 20), (21, 20)])
+def test_candidates_that_find_no_room_are_too_many(kind, stride, room, counted):
+    values, wanted = torch.zeros(2, 130, dtype=kind), torch.randperm(130)[:20].sort().values
+    values[0, wanted] = 1.0
+    bits = values.view(products.BITS[kind]).numpy()
+    tops, bounds = np.empty((2, -(-130 // stride)), np.float32), np.ones(2, np.float32)
+    places, counts = np.full((2, room + stride), -7), np.zeros(2, np.int64)
+    kernels.tops(bits, stride, tops)
+    kernels.candidates(bits, stride, tops, bounds, 5, (places, counts))
+    assert counts.tolist() == [counted, 0]
+    assert places[1].tolist() == [-7] * (room + stride)
+    if counted > 0:
+        assert places[0, :counted].tolist() == (wanted + 5).tolist()
+
+
+@kinds
+@pytest.mark.usefixtures("screen")
+def test_queries_are_made_ready_once_for_searches_among_many_rows():
+    queries = drawn(1100, 7)
+    ready = Queries.of(queries)
+    for seed in range(1, 4):
+        rows = drawn(40, 7, seed=seed)
+        assert torch.equal(maximum_inner_product(ready, rows), maximum_inner_product(queries, rows))
+        some = torch.arange(1020, 1040)
+        assert torch.equal(maximum_inner_product(ready[some], rows), maximum_inner_product(queries[some], rows))
+
+
 @pytest.mark.parametrize("dim", [1, 31, 32, 33, 128])
 def test_dots_are_the_products_of_each_query_with_its_own_rows(dim):
     rows, queries = drawn(20, dim, dtype=torch.float64), drawn(4, dim, dtype=torch.float64)
-    places, counts = torch.randint(20, (4, 6)), torch.tensor([0, 1, 5, 6])
+    places, counts = torch.randint(20, (4, 6)).sort().values, torch.tensor([0, 1, 5, 6])
     found = torch.full((4, 6), -7.0, dtype=torch.float64)
     kernels.dots(rows.numpy(), queries.numpy(), places.numpy(), counts.numpy(), found.numpy())
     for i, count in enumerate(counts.tolist()):
         assert torch.allclose(found[i, :count], rows[places[i, :count]] @ queries[i])
         assert found[i, count:].tolist() == [-7.0] * (6 - count)
+
+
+def test_dots_are_the_same_however_many_rows_stay_in_the_cache():
+    rows = drawn(kernels.TILE // 256, 128)  # two tiles of them
+    places = torch.tensor([0, 5, 511, 512, 513, 1022, 1023]).repeat(3, 1)
+    found = torch.zeros(3, 7, dtype=torch.float64)
+    kernels.dots(rows.numpy(), rows[:3].numpy(), places.numpy(), np.full(3, 7), found.numpy())
+    assert torch.allclose(found, rows[:3].double() @ rows[places[0]].double().mT, rtol=1e-12)

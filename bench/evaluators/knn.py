@@ -108,14 +108,14 @@ def nearest_rows(
     rows, asked = _vectors(bank), _vectors(queries)
     # equal ones mostly lie side by side, by class or time, where the search wants them apart
     order = torch.randperm(len(bank), generator=torch.Generator().manual_seed(0)).to(bank.device)
-    directions = rows.directions()[order]
+    whole = rows.directions()[order]
     nearest = torch.empty(len(queries), k, dtype=torch.int64, device=bank.device)
     similarities = rows.lengths.new_empty(len(queries), k)
     left = torch.arange(len(queries), device=bank.device)
     for kind in screens(bank.device):
-        undecided = [left[:0]]
+        undecided, directions = [left[:0]], whole.to(kind)
         for part in _chunks(left):
-            places, counts = _candidates(kind, asked[part].directions(), directions, k)
+            places, counts = _candidates(asked[part].directions().to(kind), directions, k)
             sure = counts >= k
             some = part[sure]
             nearest[some], similarities[some] = _among(rows, asked[some], order[places[sure]], counts[sure], k)
@@ -144,8 +144,9 @@ class _Vectors:
         return len(self.whole)
 
     def directions(self) -> Float[Tensor, "n d"]:
-        """In single precision."""
-        return (self.whole.double() / self.lengths[:, None]).float()
+        """In single precision; never are all of them in double."""
+        parts = zip(self.whole.split(ROWS), self.lengths.split(ROWS), strict=True)
+        return torch.cat([(whole.double() / lengths[:, None]).float() for whole, lengths in parts])
 
 
 def _vectors(features: Float[Tensor, "n d"]) -> _Vectors:
@@ -157,7 +158,7 @@ def _vectors(features: Float[Tensor, "n d"]) -> _Vectors:
 
 
 def _candidates(
-    kind: torch.dtype, queries: Float[Tensor, "q d"], rows: Float[Tensor, "n d"], k: int
+    queries: Float[Tensor, "q d"], rows: Float[Tensor, "n d"], k: int
 ) -> tuple[Int[Tensor, "q m"], Int[Tensor, " q"]]:
     """Places of the rows that may be among the k most similar ones, and how many: -1 for too many.
 
@@ -165,31 +166,29 @@ def _candidates(
     """
     room = min(len(rows), 2 * k + SPARE)
     # what is less than the k-th largest by more than two products of vectors of length 1 may be off is less similar
-    off = 2 * relative_error(kind, rows.shape[1])
+    off = 2 * relative_error(rows.dtype, rows.shape[1])
     if queries.device.type == "cpu":
-        return _candidates_in_blocks(kind, queries, rows, k, off, room)
+        return _candidates_in_blocks(queries, rows, k, off, room)
     top = rows_by_rows(queries, rows).topk(room, dim=1)  # falling
     needed = top.values >= top.values[:, k - 1 : k] - off
     full = needed.all(1) & (room < len(rows))
     return top.indices, needed.sum(1).masked_fill(full, -1)
 
 
-def _candidates_in_blocks(
-    kind: torch.dtype, queries: Tensor, rows: Tensor, k: int, off: float, room: int
-) -> tuple[Tensor, Tensor]:
+def _candidates_in_blocks(queries: Tensor, rows: Tensor, k: int, off: float, room: int) -> tuple[Tensor, Tensor]:
     """The k-th largest of the largest of every few products is at most the k-th largest product."""
     stride = max(1, min(STRIDE, len(rows) // (BLOCKS * k)))
     step = ROWS // stride * stride
-    blocks = [bits_of_products(kind, queries, part) for part in rows.split(step)]
+    blocks = [bits_of_products(queries, part) for part in rows.split(step)]
     tops = [np.empty((len(queries), -(-block.shape[1] // stride)), np.float32) for block in blocks]
     for block, top in zip(blocks, tops, strict=True):
         kernels.tops(block, stride, top)
     every = torch.from_numpy(np.concatenate(tops, 1))
     bounds = (every.kthvalue(every.shape[1] - k + 1).values - off).numpy()
-    places, counts = np.zeros((len(queries), room), np.int64), np.zeros(len(queries), np.int64)
+    places, counts = np.zeros((len(queries), room + stride), np.int64), np.zeros(len(queries), np.int64)
     for i, (block, top) in enumerate(zip(blocks, tops, strict=True)):
         kernels.candidates(block, stride, top, bounds, i * step, (places, counts))
-    return torch.from_numpy(places), torch.from_numpy(counts)
+    return torch.from_numpy(places[:, :room]), torch.from_numpy(counts)
 
 
 def _among(
