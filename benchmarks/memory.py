@@ -140,8 +140,9 @@ TRIED_SET = "large support sets and banks are made unit in place, so that none i
 TRIED = (
     "images stay mapped from disk instead of being copied; a checkpoint is written from where its tensors lie; "
     f"{TRIED_SET}; what is left above is a step's own, whatever the size of data and bank: activations, gradients, the "
-    "next batch's views; views and gradients let go before the next step begins take 6 MB off NNCLR's (1.21 times), "
-    "an allocator that gives memory back at once 25 MB, with page faults that are a tenth to a third of a step"
+    "next batch's views, and memory that lies idle between them; views and gradients are let go before the next step's "
+    "activations are made, which takes less off than two runs differ by; an allocator that gives memory back at once "
+    "takes 25 MB off, with page faults that are a tenth to a third of a step"
 )
 ROWS = [
     Row("memory-nnclr", f"{WHAT}: NNCLR", ALL, "MB", overhead(1.2), lambda: measure_cell("nnclr"), tried=TRIED),
