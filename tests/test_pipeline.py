@@ -281,20 +281,46 @@ def test_a_removed_method_leaves_nothing_behind(done, tmp_path):
     assert (fewer.here / "dvc.lock").read_bytes() == locked
 
 
-def test_a_stopped_submission_leaves_no_worker_behind(restored, tmp_path):
-    done, store = restored, tmp_path / "store"
+def submission(done, store, *command: str) -> subprocess.Popen[bytes]:
+    """A process that computes for a store of its own."""
     (done.here / "dvc.lock").unlink()  # or all would be adopted from the cache
-    running = subprocess.Popen(
-        [sys.executable, "-m", "bench", "submit"],
-        cwd=done.here,
-        env=done.environment(BENCH_STORE=str(store)),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    environment = done.environment(BENCH_STORE=str(store))
+    nowhere = subprocess.DEVNULL
+    return subprocess.Popen([sys.executable, *command], cwd=done.here, env=environment, stdout=nowhere, stderr=nowhere)
+
+
+def test_a_stopped_submission_leaves_no_worker_behind(restored, tmp_path):
+    store = tmp_path / "store"
+    running = submission(restored, store, "-m", "bench", "submit")
     wait_for(lambda: workers(store))
     running.terminate()
     assert running.wait(60) == 130
-    wait_for(lambda: not workers(store))
+    wait_for(lambda: not workers(store), 30)
+
+
+STOPPED_WHILE_IT_BEGINS_A_WORKER = """
+import os, signal, submitit
+from bench.cli import main
+
+begin = submitit.LocalExecutor._submit_command
+
+def begun(executor, command):
+    job = begin(executor, command)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return job
+
+submitit.LocalExecutor._submit_command = begun
+main(["submit", "--workers", "1"])
+"""
+
+
+def test_a_submission_stopped_while_it_begins_a_worker_leaves_none_behind(restored, tmp_path):
+    store = tmp_path / "store"
+    running = submission(restored, store, "-c", STOPPED_WHILE_IT_BEGINS_A_WORKER)
+    assert running.wait(60) == 130
+    # its work is where it looks for it: else it would wait a minute for that, whoever has gone
+    assert len(list(store.glob("submissions/*/*_submitted.pkl"))) == 1
+    wait_for(lambda: not workers(store), 30)
 
 
 def workers(store) -> list[int]:
@@ -312,14 +338,7 @@ def wait_for(condition, seconds: float = 60.0) -> None:
 
 def test_a_worker_killed_mid_way_is_replaced_and_the_bits_stay(restored, tmp_path):
     done, store = restored, tmp_path / "store"
-    (done.here / "dvc.lock").unlink()  # or all would be adopted from the cache
-    running = subprocess.Popen(
-        [sys.executable, "-m", "bench", "submit", "--workers", "1"],
-        cwd=done.here,
-        env=done.environment(BENCH_STORE=str(store)),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    running = submission(done, store, "-m", "bench", "submit", "--workers", "1")
     killed = False
     while running.poll() is None:
         found = workers(store)

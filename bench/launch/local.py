@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from bench import numerics
 from bench.cluster import Local
@@ -48,8 +49,16 @@ def _work(worker: Worker, slots: int, gpus: int, bar: Bar) -> str | None:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, paths)])
     executor = submitit.LocalExecutor(worker.listed.parent)
     executor.update_parameters(timeout_min=FOREVER_MINUTES, gpus_per_node=gpus)
-    jobs = [executor.submit(worker.serving(os.getpid())) for _ in range(slots)]
+    work, jobs = worker.serving(os.getpid()), []
+
+    def begin() -> None:
+        for _ in range(slots):
+            jobs.append(executor.submit(work))
+
     try:
+        # in a thread, which no signal interrupts: a worker that was begun, but not told its work, waits a minute for it
+        with ThreadPoolExecutor(1) as beginner:
+            beginner.submit(begin).result()
         while not all([job.done() for job in jobs]):
             begun = time.monotonic()
             bar.refresh()
