@@ -197,6 +197,17 @@ def test_few_rows_are_looked_at_twice_whatever_their_order(name, k, coarse, monk
     assert len(nearest_rows(*BANKS[name], k)[0]) == len(BANKS[name][1])
 
 
+@pytest.mark.parametrize(("rows", "dim"), [(301, 64), (1027, 512), (1500, 33)])
+def test_rows_equal_to_the_bit_are_equally_similar_whoever_else_asks(rows, dim, monkeypatch):
+    monkeypatch.setattr("bench.evaluators.knn.DIGITS", 17)  # no bit is rounded away
+    drawn = torch.Generator().manual_seed(0)
+    bank, queries = torch.randn(1, dim, generator=drawn).repeat(rows, 1), torch.randn(200, dim, generator=drawn)
+    nearest, similarities = nearest_rows(bank, queries, 5)
+    assert nearest.tolist() == [[0, 1, 2, 3, 4]] * len(queries)
+    alone = [nearest_rows(bank, query[None], 5)[1] for query in queries[:20]]
+    assert torch.equal(torch.cat(alone), similarities[:20])
+
+
 def test_lengths_that_leave_single_precision_are_taken():
     bank, queries = 1e30 * reals(300, 8, 6), 1e-11 * reals(30, 8, 7)
     assert torch.equal(nearest_rows(bank, queries, 9)[0], nearest_in_double(bank, queries, 9)[0])

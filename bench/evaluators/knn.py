@@ -216,9 +216,20 @@ def _products(rows: Tensor, queries: Tensor, candidates: Tensor, counts: Tensor)
     return torch.cat([(rows[c].double() @ q[:, :, None])[:, :, 0] for q, c in parts])
 
 
+def _all_products(rows: Tensor, queries: Tensor) -> Float[Tensor, "q n"]:
+    """Products of each query with every row, in double precision.
+
+    Not as a product of matrices on a CPU, which may sum in another order at its edges: rows that are equal to the bit
+    would then be rounded apart now and then, and the others that ask would matter.
+    """
+    if rows.device.type == "cpu":
+        every = torch.arange(len(rows)).expand(len(queries), -1)
+        return _products(rows, queries, every, torch.full((len(queries),), len(rows)))
+    return torch.cat([queries.double() @ part.double().mT for part in rows.split(ROWS)], 1)
+
+
 def _of_all(bank: _Vectors, queries: _Vectors, k: int) -> tuple[Tensor, Tensor]:
-    asked = queries.whole.double()
-    products = torch.cat([asked @ part.double().mT for part in bank.whole.split(ROWS)], 1)  # (q, n)
+    products = _all_products(bank.whole, queries.whole)  # (q, n)
     similarity = products / (queries.lengths[:, None] * bank.lengths)
     similarity = similarity.round(decimals=DIGITS)
     last = similarity.topk(k, dim=1).values[:, -1:]  # (q, 1)
